@@ -1,0 +1,56 @@
+# make demo: everything, from nothing to a report. make test: the fast tests. See CONTRIBUTING.md.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# The first Python that is new enough; or say: make PYTHON=/path/to/python
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+endif
+
+.PHONY: install test test-e2e demo lint format clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/.installed
+
+# Three steps, each with a stamp file. llama.cpp comes between the base and the extras, so that
+# pip finds it there, built for this CPU, and does not build a wrong one itself.
+$(VENV)/.base: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; say: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.llama-cpp: $(VENV)/.base
+	PIP_CONSTRAINT=constraints.txt $(BIN)/edgeadapt setup llama-cpp
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.llama-cpp
+	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+test: install
+	$(BIN)/python -m pytest -m "not e2e"
+
+test-e2e: install
+	$(BIN)/python -m pytest -m e2e
+
+demo: install
+	$(BIN)/edgeadapt run demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Keeps runs/ and the cache of built wheels.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
