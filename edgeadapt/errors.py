@@ -1,0 +1,57 @@
+"""What can go wrong, as a tree.
+
+EdgeAdaptError              exit code 2: the input or the request cannot be served
+├── InputError              a file, value or name that was given is wrong
+│   ├── CorruptFileError    a file is truncated, malformed or hostile
+│   ├── AdapterError        an adapter does not fit the base, or cannot be merged
+│   └── UnsupportedError    a model, method or type that edgeadapt does not handle
+├── MissingExtraError       an optional library is not installed
+├── RuntimeFailure          an engine (llama.cpp, ONNX Runtime, torch) failed on its side
+└── GateFailure             exit code 1: everything ran, and the result is not good enough
+
+A message says what was found, what was expected and what to type next.
+"""
+
+from __future__ import annotations
+
+
+class EdgeAdaptError(Exception):
+    """Base of every error that edgeadapt raises on purpose."""
+
+    exit_code = 2
+
+
+class InputError(EdgeAdaptError):
+    """A file, value or name that was given is wrong."""
+
+
+class CorruptFileError(InputError):
+    """A file is truncated, malformed or hostile."""
+
+
+class AdapterError(InputError):
+    """An adapter does not fit the base, or cannot be merged."""
+
+
+class UnsupportedError(InputError):
+    """A model, method or type that edgeadapt does not handle."""
+
+
+class MissingExtraError(EdgeAdaptError):
+    """An optional library is not installed."""
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the Python package {module!r}, which is not installed; "
+            f"type: pip install 'edgeadapt[{extra}]'"
+        )
+
+
+class RuntimeFailure(EdgeAdaptError):
+    """An engine (llama.cpp, ONNX Runtime, torch) failed on its side."""
+
+
+class GateFailure(EdgeAdaptError):
+    """Everything ran, and the result is not good enough."""
+
+    exit_code = 1

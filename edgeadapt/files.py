@@ -1,0 +1,251 @@
+"""Files that are either whole or absent: atomic writes, content hashes, the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeadapt.errors import CorruptFileError, InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: leftovers of killed processes stay
+    fcntl = None  # type: ignore[assignment]
+
+_CHUNK = 1 << 20
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again: `$EDGEADAPT_CACHE`, else `~/.cache/edgeadapt`."""
+    root = os.environ.get("EDGEADAPT_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edgeadapt"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_tree(folder: Path) -> str:
+    """Hex SHA-256 over the relative names and contents of every file below `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a JSON-serializable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+        CorruptFileError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path} is not valid JSON: {error}") from error
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk where `path` is or will be."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_disk(out: Path, needed: int) -> None:
+    """See that the disk of `out` has room for `needed` bytes.
+
+    Raises:
+        InputError: it has not.
+    """
+    free = free_bytes(out)
+    if free < needed:
+        raise InputError(
+            f"{out} needs {needed / 1e6:,.1f} MB while it is written, but its disk has "
+            f"{free / 1e6:,.1f} MB free; make room, or choose another --out or a smaller --quant"
+        )
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _free_to_write(final: Path, overwrite: bool) -> None:
+    if final.exists() and not overwrite:
+        raise InputError(f"{final} exists already; choose another --out, or remove it first")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {final.parent}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def atomic_file(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary sibling path to write; on success fsync it and rename it to `final`.
+
+    On any exception the temporary file is removed and `final` is untouched. What a killed process
+    left behind for the same name is removed first.
+
+    Raises:
+        InputError: `final` exists and `overwrite` is false, or its folder cannot be made.
+    """
+    with atomic_files([final], overwrite=overwrite) as partials:
+        yield partials[0]
+
+
+@contextlib.contextmanager
+def atomic_files(finals: Sequence[Path], *, overwrite: bool = False) -> Iterator[list[Path]]:
+    """Like `atomic_file` for several files that are of use only together.
+
+    They are renamed from the last to the first, so whoever sees the first sees all.
+
+    Raises:
+        InputError: one exists and `overwrite` is false, or its folder cannot be made.
+    """
+    for final in finals:
+        _free_to_write(final, overwrite)
+        _sweep(final)
+    with contextlib.ExitStack() as stack:
+        partials = [stack.enter_context(_partial(final, folder=False)) for final in finals]
+        yield partials
+        for partial in partials:
+            partial.chmod(0o666 & ~_umask())
+            _fsync(partial)
+        with contextlib.ExitStack() as undo:
+            for partial, final in reversed(list(zip(partials, finals, strict=True))):
+                partial.replace(final)
+                if not overwrite:
+                    undo.callback(final.unlink, missing_ok=True)
+            undo.pop_all()
+        for folder in {final.parent for final in finals}:
+            _fsync(folder)
+
+
+@contextlib.contextmanager
+def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary sibling folder to fill; on success rename it to `final`.
+
+    On any exception the temporary folder is removed and `final` is untouched. What a killed
+    process left behind for the same name is removed first.
+
+    Raises:
+        InputError: `final` exists and `overwrite` is false, or its parent cannot be made.
+    """
+    _free_to_write(final, overwrite)
+    _sweep(final)
+    with _partial(final, folder=True) as partial:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        publish_folder(partial, final)
+
+
+@contextlib.contextmanager
+def _partial(final: Path, *, folder: bool) -> Iterator[Path]:
+    """A new temporary sibling, locked while this process lives, and removed at the end."""
+    while True:
+        prefix, suffix = f".{final.name}.", ".partial"
+        if folder:
+            partial = Path(tempfile.mkdtemp(suffix, prefix, final.parent))
+            handle = os.open(partial, os.O_RDONLY) if fcntl else None
+        else:
+            handle, name = tempfile.mkstemp(suffix, prefix, final.parent)
+            partial = Path(name)
+        try:
+            # another process may have swept it away between the two calls: then once more
+            if not _lock(handle, wait=True) or partial.exists():
+                yield partial
+                return
+        finally:
+            if handle is not None:
+                os.close(handle)
+            if folder:
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
+
+
+def _sweep(final: Path) -> None:
+    """Remove what killed processes left for this name: nobody holds its lock any more."""
+    if fcntl is None:
+        return
+    pattern = re.compile(re.escape(f".{final.name}.") + r"[a-z0-9_]+\.partial")
+    for path in [p for p in final.parent.iterdir() if pattern.fullmatch(p.name)]:
+        with contextlib.suppress(OSError):  # it is another user's, or gone already
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                if not _lock(handle, wait=False):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int | None, *, wait: bool) -> bool:
+    """Take the lock of an open file; false where there is none to have."""
+    if fcntl is None or handle is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # held by another process, or a file system without locks
+        return False
+    return True
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def publish_folder(partial: Path, final: Path) -> None:
+    """Fsync every file below `partial`, then rename it to `final`, replacing what stood there."""
+    for path in partial.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            _fsync(path)
+    if final.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+        final.rename(old / final.name)
+        partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(final)
+    _fsync(final.parent)
+
+
+def write_json(path: Path, value: Any, *, overwrite: bool = True) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with atomic_file(path, overwrite=overwrite) as partial:
+        partial.write_text(text, encoding="utf-8")
