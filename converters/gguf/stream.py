@@ -1,0 +1,119 @@
+"""Tensors into the file: read, merge, quantize and write, a chunk of rows at a time.
+
+Chunks are worked on by several threads (NumPy and ggml release the GIL) and written in order.
+Only a few are alive at once, so memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeadapt.console import Advance
+from edgeadapt.converters.gguf.ggml import quantize_rows
+from edgeadapt.converters.gguf.layout import Part, Placed, padded
+from edgeadapt.errors import CorruptFileError
+from edgeadapt.weights import Float32Array, WeightSource
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def write_parts(
+    parts: Sequence[Part],
+    paths: Sequence[Path],
+    source: WeightSource,
+    threads: int,
+    advance: Advance,
+) -> None:
+    """Write each part to its path: header, then every tensor's data in order.
+
+    Raises:
+        CorruptFileError: a tensor holds NaN or infinite values, or has another size than declared.
+    """
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    with contextlib.closing(_quantized(tensors, source, threads)) as chunks:
+        for part, path in zip(parts, paths, strict=True):
+            with path.open("wb") as file:
+                file.write(part.header)
+                for tensor in part.tensors:
+                    _write_tensor(file, tensor, chunks, advance)
+
+
+def _write_tensor(
+    file: BinaryIO, tensor: Placed, chunks: Iterator[tuple[Placed, Bytes]], advance: Advance
+) -> None:
+    left = tensor.nbytes
+    while left > 0:
+        owner, data = next(chunks, (None, None))
+        if owner is not tensor or data is None or data.size > left:
+            raise CorruptFileError(
+                f"{tensor.plan.name} does not have the size of its shape {tensor.plan.shape}"
+            )
+        file.write(data)
+        left -= data.size
+        advance(data.size)
+    file.write(bytes(padded(tensor.nbytes) - tensor.nbytes))
+
+
+def in_flight(threads: int) -> int:
+    """Most chunks that are alive at once."""
+    return 2 * threads + 1
+
+
+def _quantized(
+    tensors: Sequence[Placed], source: WeightSource, threads: int
+) -> Generator[tuple[Placed, Bytes], None, None]:
+    """Chunks of all tensors in order, a bounded number of them under way."""
+    pending: deque[tuple[Placed, Future[Bytes]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for tensor in tensors:
+                for start, stop in tensor.plan.chunks():
+                    pending.append((tensor, pool.submit(_one, tensor, source, start, stop)))
+                    if len(pending) >= in_flight(threads):
+                        yield _done(pending.popleft())
+            while pending:
+                yield _done(pending.popleft())
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+def _done(entry: tuple[Placed, Future[Bytes]]) -> tuple[Placed, Bytes]:
+    return entry[0], entry[1].result()
+
+
+def _one(tensor: Placed, source: WeightSource, start: int, stop: int) -> Bytes:
+    plan = tensor.plan
+    try:
+        rows = plan.read(source, start, stop)
+        if tensor.importance is None:
+            return quantize_rows(rows, tensor.kind)
+        first = start * plan.rows // plan.source_rows
+        return np.concatenate(
+            [
+                quantize_rows(piece, tensor.kind, importance)
+                for piece, importance in _by_matrix(rows, first, plan.shape[-2], tensor.importance)
+            ]
+        )
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{plan.name}: {error}") from error
+
+
+def _by_matrix(
+    rows: Float32Array, first: int, height: int, importance: Float32Array
+) -> Iterator[tuple[Float32Array, Float32Array]]:
+    """Rows cut where one stacked matrix of `height` rows ends, with each one's importance."""
+    done = 0
+    while done < len(rows):
+        matrix, offset = divmod(first + done, height)
+        count = min(height - offset, len(rows) - done)
+        yield rows[done : done + count], importance[matrix]
+        done += count
