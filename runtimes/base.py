@@ -1,0 +1,141 @@
+"""What every engine offers: load an artifact, run tokens through it, say what it is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.chat_template import Message
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How to run a model."""
+
+    threads: int
+    context: int = 2048
+    """KV cache size in tokens."""
+    exact: bool = False
+    """Trade speed for the least rounding the engine can do: float32 KV cache, no flash
+    attention. For comparing logits; quality and speed are stated at the engine's defaults."""
+
+
+class Session(abc.ABC):
+    """A loaded model with one sequence: a KV cache that `forward` extends and `reset` empties."""
+
+    stop_ids: frozenset[int]
+    """Any of these token ids ends a generation."""
+    vocab_size: int
+    """Width of the logits."""
+    position: int
+    """Tokens now in the KV cache."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens in it recognised, none added."""
+
+    @abc.abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 bytes that one token stands for; empty for control tokens."""
+
+    @abc.abstractmethod
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Text of a conversation under the chat template shipped with the artifact."""
+
+    @abc.abstractmethod
+    def forward(self, ids: Sequence[int]) -> None:
+        """Run tokens through the model, extending the KV cache; keeps the last logits.
+
+        Raises:
+            InputError: more tokens than the context holds.
+            RuntimeFailure: the engine reported an error.
+        """
+
+    @abc.abstractmethod
+    def greedy(self) -> int:
+        """Most probable next token after the last `forward`, without copying logits."""
+
+    @abc.abstractmethod
+    def last_logits(self) -> Float32Array:
+        """A copy of the logits after the last `forward`, shape (vocab_size,)."""
+
+    @abc.abstractmethod
+    def all_logits(self, ids: Sequence[int]) -> Float32Array:
+        """Logits at every position of a fresh sequence, shape (len(ids), vocab_size)."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Empty the KV cache."""
+
+    @abc.abstractmethod
+    def build_info(self) -> dict[str, str]:
+        """Version of the engine and the CPU features that it was built with or uses."""
+
+    @abc.abstractmethod
+    def threads_in_use(self) -> int:
+        """Threads the engine reports to compute with."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free the model."""
+
+    def generate(
+        self, ids: Sequence[int], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[int]:
+        """Continue after `ids`, token by token, until a stop token (not yielded) or the limit.
+
+        Args:
+            ids: tokens to append to what the KV cache already holds.
+            max_tokens: most tokens to yield.
+            temperature: 0 for greedy, else softmax sampling at this temperature.
+            seed: of the sampling.
+        """
+        random = np.random.default_rng(seed)
+        self.forward(ids)
+        for _ in range(max_tokens):
+            if temperature > 0:
+                token = _sample(self.last_logits(), temperature, random)
+            else:
+                token = self.greedy()
+            if token in self.stop_ids:
+                return
+            yield token
+            self.forward([token])
+
+
+def _sample(logits: Float32Array, temperature: float, random: np.random.Generator) -> int:
+    """Draw from softmax(logits / temperature) by the Gumbel-max trick."""
+    scores = logits.astype(np.float64) / temperature + random.gumbel(size=logits.shape)
+    return int(scores.argmax())
+
+
+class Runtime(abc.ABC):
+    """One engine."""
+
+    name: ClassVar[str]
+    formats: ClassVar[frozenset[str]]
+    """Artifact formats that it loads: `gguf`, `onnx`, `hf`."""
+    modules: ClassVar[tuple[str, ...]] = ()
+    """Python modules of the engine; imported before `load` is timed, so that it is load alone."""
+
+    @abc.abstractmethod
+    def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
+        """Load a model.
+
+        Raises:
+            InputError: the artifact is not of a format that this engine loads.
+            CorruptFileError: its files are damaged.
+            MissingExtraError: the engine is not installed.
+        """
+
+    @abc.abstractmethod
+    def version(self) -> str:
+        """Version of the engine's library, without loading a model."""

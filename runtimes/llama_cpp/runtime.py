@@ -1,0 +1,82 @@
+"""The llama.cpp engine: GGUF in, one sequence, the low-level C functions and nothing between."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import ClassVar
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.errors import CorruptFileError, InputError, MissingExtraError, RuntimeFailure
+from edgeadapt.runtimes.base import Runtime, SessionSettings
+from edgeadapt.runtimes.llama_cpp import library
+from edgeadapt.runtimes.llama_cpp.session import LlamaCppSession
+
+_GGML_TYPE_F32 = 0
+_BATCH = 2048
+"""Most tokens in one llama_decode; llama.cpp's own default."""
+_MICRO_BATCH = 512
+"""Most tokens computed at once; llama.cpp's own default."""
+
+
+class LlamaCppRuntime(Runtime):
+    """llama.cpp on the CPU, weights memory-mapped."""
+
+    name: ClassVar[str] = "llama-cpp"
+    formats: ClassVar[frozenset[str]] = frozenset({"gguf"})
+    modules: ClassVar[tuple[str, ...]] = ("llama_cpp",)
+
+    def load(self, artifact: Artifact, settings: SessionSettings) -> LlamaCppSession:
+        """Load a GGUF file.
+
+        Raises:
+            InputError: it is not a GGUF file.
+            CorruptFileError: llama.cpp refuses the file.
+            MissingExtraError: llama-cpp-python is not installed.
+            RuntimeFailure: the library does not load, or has no room for the KV cache.
+        """
+        if artifact.format not in self.formats:
+            raise InputError(
+                f"{artifact.path} is {artifact.format}; the llama-cpp runtime loads GGUF files: "
+                "export with --format gguf, or choose another --runtime"
+            )
+        lib = library.library()
+        library.clear_errors()
+        parameters = lib.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        if lib.llama_supports_mmap():
+            parameters.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+        model = lib.llama_model_load_from_file(str(artifact.path).encode(), parameters)
+        if not model:
+            raise CorruptFileError(
+                f"llama.cpp cannot load {artifact.path}: {library.complaint()}; export it again"
+            )
+        context = lib.llama_init_from_model(model, _context_parameters(settings))
+        if not context:
+            lib.llama_model_free(model)
+            raise RuntimeFailure(
+                f"llama.cpp cannot make a context of {settings.context} tokens for "
+                f"{artifact.path}: {library.complaint()}; try a smaller --context"
+            )
+        return LlamaCppSession(lib, model, context, capacity=settings.context)
+
+    def version(self) -> str:
+        """Version of llama-cpp-python."""
+        try:
+            return version("llama-cpp-python")
+        except PackageNotFoundError as error:
+            raise MissingExtraError("llama_cpp", "llama-cpp", "running a GGUF file") from error
+
+
+def _context_parameters(settings: SessionSettings) -> object:
+    lib = library.library()
+    parameters = lib.llama_context_default_params()
+    parameters.n_ctx = settings.context
+    parameters.n_batch = min(settings.context, _BATCH)
+    parameters.n_ubatch = min(settings.context, _MICRO_BATCH)
+    parameters.n_threads = settings.threads
+    parameters.n_threads_batch = settings.threads
+    if settings.exact:
+        parameters.type_k = _GGML_TYPE_F32
+        parameters.type_v = _GGML_TYPE_F32
+        parameters.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return parameters

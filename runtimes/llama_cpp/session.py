@@ -1,0 +1,207 @@
+"""One loaded GGUF model with one sequence, over llama.h's functions through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeadapt.chat_template import Message, render_chat
+from edgeadapt.errors import InputError, RuntimeFailure
+from edgeadapt.runtimes.base import Float32Array, Session
+from edgeadapt.runtimes.llama_cpp import library
+
+_LOGIT_ROWS = 256
+"""Positions whose logits are taken at once; at a vocabulary of 128k that is 128 MiB."""
+_SEQUENCE = 0
+
+
+class LlamaCppSession(Session):
+    """See `Session`. Owns the C model and context it is given; `close` frees them."""
+
+    def __init__(self, lib: Any, model: Any, context: Any, *, capacity: int) -> None:
+        self._lib = lib
+        self._model = model
+        self._context = context
+        self._capacity = capacity
+        self._vocab = lib.llama_model_get_vocab(model)
+        self._memory = lib.llama_get_memory(context)
+        self._batch_size = int(lib.llama_n_batch(context))
+        self._one_token = (lib.llama_token * 1)()
+        self._one = lib.llama_batch_get_one(self._one_token, 1)
+        self._view: Float32Array | None = None
+        self._view_address = 0
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.position = 0
+
+    @functools.cached_property
+    def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
+        """Ids that llama.cpp counts as end of generation; found on first use, not while loading."""
+        is_end = self._lib.llama_vocab_is_eog
+        return frozenset(t for t in range(self.vocab_size) if is_end(self._vocab, t))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens in it recognised, none added.
+
+        Raises:
+            RuntimeFailure: llama.cpp cannot tokenize it.
+        """
+        data = text.encode()
+        room = len(data) + 8  # a token covers at least one byte; some vocabularies add a prefix
+        buffer = (self._lib.llama_token * room)()
+        count = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, room, False, True)
+        if count < 0:
+            raise RuntimeFailure(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        return list(buffer[:count])
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 bytes that one token stands for; empty for control tokens."""
+        return self._piece(token, special=False)
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Text of a conversation under the template in `tokenizer.chat_template`.
+
+        Raises:
+            InputError: the file carries no template, or it rejects the messages.
+        """
+        template = self._lib.llama_model_chat_template(self._model, None)
+        if template is None:
+            raise InputError(
+                "this GGUF file has no chat template (tokenizer.chat_template); "
+                "export it from a folder that has one"
+            )
+        named = {
+            "bos_token": self._lib.llama_vocab_bos(self._vocab),
+            "eos_token": self._lib.llama_vocab_eos(self._vocab),
+        }
+        special = {
+            name: self._piece(token, special=True).decode("utf-8", "replace")
+            for name, token in named.items()
+            if token >= 0
+        }
+        return render_chat(
+            template.decode(),
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=special,
+        )
+
+    def forward(self, ids: Sequence[int]) -> None:
+        """Run tokens through the model, extending the KV cache; keeps the last logits.
+
+        Raises:
+            InputError: more tokens than the context holds, or an id outside the vocabulary.
+            RuntimeFailure: llama.cpp reported an error.
+        """
+        self._check(ids)
+        if len(ids) == 1:
+            self._one_token[0] = ids[0]
+            self._decode(self._one, 1)
+            return
+        for start in range(0, len(ids), self._batch_size):
+            part = ids[start : start + self._batch_size]
+            tokens = (self._lib.llama_token * len(part))(*part)
+            self._decode(self._lib.llama_batch_get_one(tokens, len(part)), len(part))
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise InputError("no tokens to run; give at least one")
+        if self.position + len(ids) > self._capacity:
+            raise InputError(
+                f"{self.position + len(ids)} tokens do not fit a context of {self._capacity}; "
+                "raise --context or shorten the input"
+            )
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            raise InputError(
+                f"token ids must lie in 0..{self.vocab_size - 1}, found {min(ids)}..{max(ids)}; "
+                "was the text tokenized for another model?"
+            )
+
+    def _decode(self, batch: Any, count: int) -> None:
+        status = self._lib.llama_decode(self._context, batch)
+        if status != 0:
+            kept = self._lib.llama_memory_seq_pos_max(self._memory, _SEQUENCE) + 1
+            self.position = int(kept)
+            raise RuntimeFailure(
+                f"llama.cpp's llama_decode failed with status {status}: {library.complaint()}"
+            )
+        # Without this, work queued on an accelerator would be timed with the next call.
+        self._lib.llama_synchronize(self._context)
+        self.position += count
+
+    def greedy(self) -> int:
+        """Most probable next token after the last `forward`, without copying logits."""
+        return int(self._logits().argmax())
+
+    def last_logits(self) -> Float32Array:
+        """A copy of the logits after the last `forward`, shape (vocab_size,)."""
+        return self._logits().copy()
+
+    def _logits(self) -> Float32Array:
+        """A view of llama.cpp's own buffer, remade only when the buffer has moved."""
+        pointer = self._lib.llama_get_logits_ith(self._context, -1)
+        if not pointer:
+            raise RuntimeFailure("llama.cpp has no logits yet; run forward() first")
+        address = ctypes.addressof(pointer.contents)
+        if self._view is None or address != self._view_address:
+            self._view = np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+            self._view_address = address
+        return self._view
+
+    def all_logits(self, ids: Sequence[int]) -> Float32Array:
+        """Logits at every position of a fresh sequence, shape (len(ids), vocab_size).
+
+        Raises:
+            InputError: more tokens than the context holds, or an id outside the vocabulary.
+            RuntimeFailure: llama.cpp reported an error.
+        """
+        self.reset()
+        self._check(ids)
+        result = np.empty((len(ids), self.vocab_size), np.float32)
+        step = min(_LOGIT_ROWS, self._batch_size)
+        for start in range(0, len(ids), step):
+            part = ids[start : start + step]
+            tokens = (self._lib.llama_token * len(part))(*part)
+            wanted = (ctypes.c_int8 * len(part))(*([1] * len(part)))
+            batch = self._lib.llama_batch_get_one(tokens, len(part))
+            batch.logits = ctypes.cast(wanted, ctypes.POINTER(ctypes.c_int8))
+            self._decode(batch, len(part))
+            rows = self._lib.llama_get_logits(self._context)
+            result[start : start + len(part)] = np.ctypeslib.as_array(
+                rows, shape=(len(part), self.vocab_size)
+            )
+        return result
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        # Only the bookkeeping: clearing the buffers too would touch all of the KV cache.
+        self._lib.llama_memory_clear(self._memory, False)
+        self.position = 0
+
+    def build_info(self) -> dict[str, str]:
+        """Versions of the package and the library, and the features it was compiled with."""
+        return library.build_info()
+
+    def threads_in_use(self) -> int:
+        """Threads that llama.cpp says it decodes with."""
+        return int(self._lib.llama_n_threads(self._context))
+
+    def close(self) -> None:
+        """Free the context and the model; a second call does nothing."""
+        if self._context:
+            self._view = None
+            self._lib.llama_free(self._context)
+            self._lib.llama_model_free(self._model)
+            self._context = self._model = None

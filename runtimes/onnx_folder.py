@@ -1,0 +1,118 @@
+"""What both ONNX engines share: the exported folder and the CPU that runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.errors import CorruptFileError, InputError
+from edgeadapt.files import read_json
+from edgeadapt.tokenizer import ModelTokenizer
+
+_KERNEL_FEATURES = (
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+"""Names in /proc/cpuinfo that onnxruntime's CPU kernels are chosen by, when they start."""
+
+
+@dataclass(frozen=True)
+class OnnxFolder:
+    """An exported folder whose parts are all there."""
+
+    path: Path
+    genai: dict[str, Any]
+    tokenizer: ModelTokenizer
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> OnnxFolder:
+        """Read what lies beside the graph.
+
+        Raises:
+            InputError: not an ONNX artifact, or a file is missing.
+            CorruptFileError: genai_config.json lacks what a session needs.
+        """
+        path = artifact.path
+        if artifact.format != "onnx":
+            raise InputError(f"{path} is {artifact.format}, not onnx; give an ONNX folder")
+        if not path.is_dir():
+            raise InputError(f"{path} is not a folder; expected what `edgeadapt export` made")
+        genai = read_json(path / "genai_config.json")
+        try:
+            folder = cls(path, genai, ModelTokenizer.from_folder(path))
+            _ = (
+                folder.context_length,
+                folder.vocab_size,
+                folder.stop_ids,
+                folder.decoder["inputs"],
+            )
+            graph = folder.graph
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFileError(
+                f"{path / 'genai_config.json'} is not a decoder's config: {error!r}; export again"
+            ) from error
+        if not graph.is_file():
+            raise InputError(f"{graph} is missing; export again")
+        return folder
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The `model` section of genai_config.json."""
+        section: dict[str, Any] = self.genai["model"]
+        return section
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        """The `model.decoder` section."""
+        section: dict[str, Any] = self.model["decoder"]
+        return section
+
+    @property
+    def graph(self) -> Path:
+        """The graph file."""
+        return self.path / str(self.decoder["filename"])
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that the model takes."""
+        return int(self.model["context_length"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self.model["vocab_size"])
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a generation."""
+        value = self.model["eos_token_id"]
+        return frozenset(int(token) for token in (value if isinstance(value, list) else [value]))
+
+
+@contextlib.contextmanager
+def loading(folder: OnnxFolder, *raised: type[Exception]) -> Iterator[None]:
+    """Turn what an engine raises while it reads a graph into a `CorruptFileError`."""
+    try:
+        yield
+    except raised as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CorruptFileError(
+            f"ONNX Runtime cannot load {folder.graph}: {text[:300]}; export again"
+        ) from error
+
+
+def kernel_features() -> str:
+    """CPU features that onnxruntime's kernels choose between, as far as the system tells."""
+    names: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                names.update(value.split())
+                break
+    return " ".join(name for name in _KERNEL_FEATURES if name in names) or platform.machine()

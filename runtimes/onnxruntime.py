@@ -1,0 +1,184 @@
+"""Plain onnxruntime: one inference session, the KV cache in buffers that are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.errors import MissingExtraError, RuntimeFailure, UnsupportedError
+from edgeadapt.extras import need
+from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
+from edgeadapt.runtimes.hf_text import HfText, check_room
+from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+
+_FATAL = 4
+_PREFILL_CHUNK = 512
+"""Tokens per run: the graph gives logits at every position, and this bounds their memory."""
+
+
+class OnnxruntimeRuntime(Runtime):
+    """ONNX folders through onnxruntime alone, as an app without onnxruntime-genai would."""
+
+    name = "onnxruntime"
+    formats = frozenset({"onnx"})
+    modules = ("onnxruntime", "tokenizers")
+
+    def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
+        """Load a folder; see `Runtime.load`.
+
+        Raises:
+            UnsupportedError: the graph cannot keep its KV cache in one buffer.
+        """
+        folder = OnnxFolder.open(artifact)
+        ort = need("onnxruntime", "running an ONNX model with onnxruntime")
+        return OnnxruntimeSession(ort, folder, settings)
+
+    def version(self) -> str:
+        """Version of onnxruntime."""
+        try:
+            return version("onnxruntime")
+        except PackageNotFoundError as error:
+            raise MissingExtraError("onnxruntime", "onnx", "this runtime") from error
+
+
+class OnnxruntimeSession(HfText, Session):
+    """Past and present of each layer are bound to the same buffer, so that nothing is copied.
+
+    `GroupQueryAttention` writes the new keys and values in place then; how many positions count
+    follows from the length of the attention mask. `exact` changes nothing: the KV cache is
+    float32 already, and the rounding of activations is part of the graph.
+    """
+
+    def __init__(self, ort: Any, folder: OnnxFolder, settings: SessionSettings) -> None:
+        super().__init__(folder.tokenizer)
+        self.stop_ids = folder.stop_ids
+        self.vocab_size = folder.vocab_size
+        self.position = 0
+        self._context = min(settings.context, folder.context_length)
+        self._ort = ort
+        self._errors = _engine_errors()
+        if not folder.genai.get("search", {}).get("past_present_share_buffer"):
+            raise UnsupportedError(
+                f"{folder.path} keeps past and present apart; run it with --runtime ort-genai"
+            )
+        with loading(folder, *self._errors):
+            self._session = ort.InferenceSession(
+                str(folder.graph), _options(ort, settings.threads), ["CPUExecutionProvider"]
+            )
+        self._inputs = {entry.name: entry for entry in self._session.get_inputs()}
+        self._logits_name = folder.decoder["outputs"]["logits"]
+        self._binding = self._session.io_binding()
+        self._mask = np.ones((1, self._context), dtype=np.int64)
+        self._last: Float32Array = np.zeros((1, 1, self.vocab_size), dtype=np.float32)
+        self._bind_cache(folder)
+
+    def _bind_cache(self, folder: OnnxFolder) -> None:
+        """One zeroed buffer per layer for keys and one for values, (1, heads, context, size)."""
+        decoder = folder.decoder
+        shape = (1, decoder["num_key_value_heads"], self._context, decoder["head_size"])
+        self._cache = []
+        for layer in range(decoder["num_hidden_layers"]):
+            for kind in ("key", "value"):
+                past = decoder["inputs"][f"past_{kind}_names"] % layer
+                present = decoder["outputs"][f"present_{kind}_names"] % layer
+                buffer = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
+                self._binding.bind_ortvalue_input(past, buffer)
+                self._binding.bind_ortvalue_output(present, buffer)
+                self._cache.append(buffer)
+
+    def _run(self, ids: Sequence[int]) -> Float32Array:
+        """Extend the cache by a few tokens; logits (1, len(ids), vocab_size), ours to keep."""
+        count, end = len(ids), self.position + len(ids)
+        feeds = {
+            "input_ids": np.asarray([ids], dtype=np.int64),
+            "attention_mask": self._mask[:, :end],
+            "position_ids": np.arange(self.position, end, dtype=np.int64)[None],
+        }
+        for name, value in feeds.items():
+            if name in self._inputs:
+                self._binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        shape = (1, count, self.vocab_size)
+        logits: Float32Array = self._last if count == 1 else np.empty(shape, dtype=np.float32)
+        self._binding.bind_output(
+            self._logits_name, "cpu", 0, np.float32, shape, logits.ctypes.data
+        )
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except self._errors as error:
+            raise RuntimeFailure(f"onnxruntime: {str(error).strip()}") from error
+        self.position = end
+        return logits
+
+    def _feed(self, ids: Sequence[int], all_logits: Float32Array | None = None) -> None:
+        check_room(self.position, len(ids), self._context)
+        for start in range(0, len(ids), _PREFILL_CHUNK):
+            part = ids[start : start + _PREFILL_CHUNK]
+            logits = self._run(part)
+            if all_logits is not None:
+                all_logits[start : start + len(part)] = logits[0]
+        if logits is not self._last:
+            self._last[:] = logits[:, -1:]
+
+    def forward(self, ids: Sequence[int]) -> None:
+        """Run tokens through the model; see `Session.forward`."""
+        self._feed(ids)
+
+    def greedy(self) -> int:
+        """Most probable next token."""
+        return int(self._last.argmax())
+
+    def last_logits(self) -> Float32Array:
+        """Logits after the last `forward`, shape (vocab_size,)."""
+        return np.array(self._last[0, 0])
+
+    def all_logits(self, ids: Sequence[int]) -> Float32Array:
+        """Logits at every position of a fresh sequence, shape (len(ids), vocab_size)."""
+        self.reset()
+        result = np.empty((len(ids), self.vocab_size), dtype=np.float32)
+        self._feed(ids, result)
+        return result
+
+    def reset(self) -> None:
+        """Empty the KV cache; its buffers are overwritten as they fill again."""
+        self.position = 0
+
+    def build_info(self) -> dict[str, str]:
+        """Version, build, providers, and the CPU features that kernels are chosen by."""
+        return {
+            "onnxruntime": version("onnxruntime"),
+            "build": str(self._ort.get_build_info()),
+            "providers": " ".join(self._session.get_providers()),
+            "cpu_features": kernel_features(),
+        }
+
+    def threads_in_use(self) -> int:
+        """Threads that the session's options say."""
+        return int(self._session.get_session_options().intra_op_num_threads)
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._binding, self._cache, self._session
+
+
+def _options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    return options
+
+
+def _engine_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: one class per status code, with no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found = (getattr(state, name) for name in dir(state))
+    return (
+        RuntimeError,
+        ValueError,
+        *(x for x in found if isinstance(x, type) and issubclass(x, Exception)),
+    )

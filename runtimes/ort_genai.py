@@ -1,0 +1,113 @@
+"""onnxruntime-genai: Microsoft's engine for generation over ONNX graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.errors import MissingExtraError, RuntimeFailure
+from edgeadapt.extras import need
+from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
+from edgeadapt.runtimes.hf_text import HfText, check_room
+from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+
+_FATAL = 4
+
+
+class OrtGenaiRuntime(Runtime):
+    """ONNX folders through onnxruntime-genai."""
+
+    name = "ort-genai"
+    formats = frozenset({"onnx"})
+    modules = ("onnxruntime_genai", "tokenizers")
+
+    def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
+        """Load a folder; see `Runtime.load`."""
+        folder = OnnxFolder.open(artifact)
+        og = need("onnxruntime_genai", "running an ONNX model with onnxruntime-genai")
+        return OrtGenaiSession(og, folder, settings)
+
+    def version(self) -> str:
+        """Version of onnxruntime-genai."""
+        try:
+            return version("onnxruntime-genai")
+        except PackageNotFoundError as error:
+            raise MissingExtraError("onnxruntime_genai", "onnx", "this runtime") from error
+
+
+class OrtGenaiSession(HfText, Session):
+    """One generator, driven by `append_tokens` alone, so that it never picks tokens itself.
+
+    Decoding that way is as fast as `generate_next_token`. The graph computes logits at every
+    position that is fed, and `get_output` gives them all. `exact` changes nothing: the KV cache is
+    float32 already, and the rounding of activations is part of the graph.
+    """
+
+    def __init__(self, og: Any, folder: OnnxFolder, settings: SessionSettings) -> None:
+        super().__init__(folder.tokenizer)
+        self.stop_ids = folder.stop_ids
+        self.vocab_size = folder.vocab_size
+        self.position = 0
+        self._threads = settings.threads
+        self._context = min(settings.context, folder.context_length)
+        self._logits_name = folder.decoder["outputs"]["logits"]
+        session_options = {"intra_op_num_threads": settings.threads, "log_severity_level": _FATAL}
+        overlay = {"model": {"decoder": {"session_options": session_options}}}
+        with loading(folder, RuntimeError):
+            config = og.Config(str(folder.path))
+            config.overlay(json.dumps(overlay))
+            self._model = og.Model(config)
+            params = og.GeneratorParams(self._model)
+            params.set_search_options(max_length=self._context, do_sample=False)
+            self._generator = og.Generator(self._model, params)
+
+    def forward(self, ids: Sequence[int]) -> None:
+        """Run tokens through the model; see `Session.forward`."""
+        check_room(self.position, len(ids), self._context)
+        try:
+            self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
+        except RuntimeError as error:  # what its C++ exceptions become
+            self._generator.rewind_to(self.position)
+            raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+        self.position += len(ids)
+
+    def greedy(self) -> int:
+        """Most probable next token."""
+        return int(self._generator.get_logits()[0, -1].argmax())
+
+    def last_logits(self) -> Float32Array:
+        """Logits after the last `forward`, shape (vocab_size,)."""
+        return np.array(self._generator.get_logits()[0, -1], dtype=np.float32)
+
+    def all_logits(self, ids: Sequence[int]) -> Float32Array:
+        """Logits at every position of a fresh sequence, shape (len(ids), vocab_size)."""
+        self.reset()
+        self.forward(ids)
+        return np.array(self._generator.get_output(self._logits_name)[0], dtype=np.float32)
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        self._generator.rewind_to(0)
+        self.position = 0
+
+    def build_info(self) -> dict[str, str]:
+        """Version, providers, and the CPU features that kernels are chosen by at run time."""
+        return {
+            "onnxruntime-genai": version("onnxruntime-genai"),
+            "onnxruntime": version("onnxruntime"),
+            "providers": "CPUExecutionProvider",
+            "cpu_features": kernel_features(),
+        }
+
+    def threads_in_use(self) -> int:
+        """Threads it was told to compute with; the engine does not report any."""
+        return self._threads
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._generator, self._model
