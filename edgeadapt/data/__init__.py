@@ -1,0 +1,1 @@
+"""Datasets: reading them, turning them into tokens, and the demo's own."""

@@ -1,0 +1,50 @@
+"""What `--data` may name: a path, or the built-in dataset of the demo."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import uuid
+from pathlib import Path
+
+from edgeadapt.data import pydocs
+from edgeadapt.errors import InputError
+from edgeadapt.files import cache_dir
+
+BUILT_IN = ("python-docs", "pydocs")
+
+
+def resolve_data(spec: str) -> tuple[Path, Path | None]:
+    """The training data that a spec names, and the held-out data that comes with it, if any.
+
+    The built-in dataset is built into the cache once for each Python version.
+
+    Args:
+        spec: a file or folder, or `python-docs`.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if spec not in BUILT_IN:
+        path = Path(spec).expanduser()
+        if not path.exists():
+            raise InputError(
+                f"the dataset {spec} does not exist; expected a .jsonl, .csv or .parquet file, "
+                f"a folder, or {BUILT_IN[0]!r}"
+            )
+        return path, None
+    # The content follows the Python and this recipe of making it, so both name the folder.
+    recipe = Path(pydocs.__file__).read_bytes() + f"{sys.version} {sys.prefix}".encode()
+    folder = cache_dir() / "data" / f"python-docs-{hashlib.sha256(recipe).hexdigest()[:16]}"
+    if not folder.is_dir():
+        building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        try:
+            pydocs.build_pydocs(building)
+            building.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, with the same content
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return folder / pydocs.TRAIN, folder / pydocs.HELD_OUT

@@ -1,0 +1,1 @@
+"""Adapter training with TRL and PEFT: methods, settings, checkpoints, held-out scores."""

@@ -1,0 +1,194 @@
+"""TRL's trainer, with our tokens in, our progress out, and checkpoints that are whole or ignored.
+
+Imports torch, transformers and trl; import it only to train.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import trl
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from edgeadapt.console import Advance
+from edgeadapt.data.encode import Encoded
+from edgeadapt.training.checkpoints import WorkFolder
+from edgeadapt.training.score import only_predicting
+from edgeadapt.training.settings import TrainSettings
+
+_NOT_SCORED = -100
+
+
+class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
+    """SFTTrainer that notes the examples of each step."""
+
+    def __init__(self, *, work: WorkFolder, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._work = work
+        self.remove_callback(transformers.trainer_callback.PrinterCallback)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """One forward and backward pass."""
+        examples = inputs.pop("example")
+        self._work.note_examples(self.state.global_step + 1, examples.tolist())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean negative log-likelihood of the scored tokens, in nats.
+
+        TRL's own puts every position through the output layer, and takes entropies of all.
+        """
+        labels = inputs["labels"]
+        scored = labels != _NOT_SCORED
+        with only_predicting(self.accelerator.unwrap_model(model), scored):
+            outputs = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+            )
+        losses = torch.nn.functional.cross_entropy(
+            outputs.logits[0].float(), labels[scored], reduction="sum"
+        )
+        loss = losses / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: a checkpoint is not for publication."""
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the weights and the history of a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = transformers.TrainerState.load_from_json(
+            str(checkpoint / "trainer_state.json")
+        )
+
+
+class _Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
+    """TRL's padding, and the numbers of the examples beside it."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        batch["example"] = torch.tensor([example["example"] for example in examples])
+        return batch
+
+
+class _Follow(transformers.TrainerCallback):  # type: ignore[misc]
+    """Shows progress, asks for checkpoints by the clock and marks the complete ones."""
+
+    def __init__(self, work: WorkFolder, every_s: float, advance: Advance) -> None:
+        self._work, self._every_s, self._advance = work, every_s, advance
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        due = time.monotonic() - self._saved >= self._every_s
+        control.should_save = due or state.global_step >= state.max_steps
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in (logs or {}):
+            self._advance(1, note=f"loss {float(logs['loss']):.3f}")
+            control.should_training_stop |= not math.isfinite(float(logs["loss"]))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._work.mark_complete(state.global_step)
+        self._saved = time.monotonic()
+
+
+def make_trainer(
+    model: Any,
+    peft_config: Any | None,
+    tokenizer: Any,
+    encoded: Sequence[Encoded],
+    settings: TrainSettings,
+    *,
+    max_steps: int,
+    learning_rate: float,
+    work: WorkFolder,
+) -> Trainer:
+    """Set up a run; the adapter is made here, from the seed."""
+    rows = {
+        "input_ids": [example.ids for example in encoded],
+        "labels": [
+            [
+                token if counts else _NOT_SCORED
+                for token, counts in zip(e.ids, e.scored, strict=True)
+            ]
+            for e in encoded
+        ],
+        "example": list(range(len(encoded))),
+    }
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    trainer = Trainer(
+        work=work,
+        model=model,
+        peft_config=peft_config,
+        args=_arguments(settings, max_steps, learning_rate, work.path),
+        train_dataset=datasets.Dataset.from_dict(rows),
+        data_collator=_Collator(pad_token_id=pad_id),
+        processing_class=tokenizer,
+    )
+    _undo_bfloat16(trainer)
+    return trainer
+
+
+def _undo_bfloat16(trainer: Trainer) -> None:
+    """Train in float32 where the rest of the pass is in float32.
+
+    On a quantized base TRL stores the adapter in bfloat16, whatever the computation's type. A CPU
+    without AVX512-BF16 emulates its products, three times slower than float32's, and the small
+    updates of a low-rank matrix round away.
+    """
+    if trainer.args.bf16:
+        return
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()
+
+
+def run(trainer: Trainer, resume: Path | None, every_s: float, advance: Advance) -> None:
+    """Train from a checkpoint, or from the start."""
+    trainer.add_callback(_Follow(trainer._work, every_s, advance))
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+
+def _arguments(
+    settings: TrainSettings, max_steps: int, learning_rate: float, work: Path
+) -> trl.SFTConfig:
+    cuda = torch.cuda.is_available()
+    return trl.SFTConfig(
+        output_dir=str(work),
+        max_steps=max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        learning_rate=learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=round(settings.warmup * max_steps),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        optim="adamw_torch",
+        max_length=None,  # our examples are cut already
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show the mean of the other losses instead
+        save_strategy="no",  # _Follow decides
+        save_total_limit=2,  # the newest may be incomplete
+        use_cpu=not cuda,
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=cuda,
+        report_to="none",
+        disable_tqdm=True,
+    )

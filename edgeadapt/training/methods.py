@@ -1,0 +1,77 @@
+"""The training methods, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgeadapt.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train."""
+
+    summary: str
+    nf4_base: bool
+    """Whether the base is held in NF4 while training."""
+    learning_rate: float
+    """Default, for Adam."""
+    peft_config: Callable[[TrainSettings], Any] | None
+    """Makes the PEFT config; none where the model itself is trained."""
+
+
+def _lora(**extra: Any) -> Callable[[TrainSettings], Any]:
+    def make(settings: TrainSettings) -> Any:
+        import peft
+
+        return peft.LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=_targets(settings),
+            task_type="CAUSAL_LM",
+            **extra,
+        )
+
+    return make
+
+
+def _ia3(settings: TrainSettings) -> Any:
+    import peft
+
+    if settings.target_modules == "all-linear":  # the paper's three places, which PEFT knows
+        return peft.IA3Config(task_type="CAUSAL_LM")
+    feedforward = [name for name in settings.target_modules if name.endswith(("down_proj", "fc2"))]
+    return peft.IA3Config(
+        target_modules=_targets(settings), feedforward_modules=feedforward, task_type="CAUSAL_LM"
+    )
+
+
+def _prefix(settings: TrainSettings) -> Any:
+    import peft
+
+    return peft.PrefixTuningConfig(
+        num_virtual_tokens=settings.virtual_tokens, task_type="CAUSAL_LM"
+    )
+
+
+def _targets(settings: TrainSettings) -> str | list[str]:
+    targets = settings.target_modules
+    return targets if isinstance(targets, str) else list(targets)
+
+
+METHODS: dict[str, Method] = {
+    "qlora": Method("LoRA on a base in NF4 (arXiv 2305.14314)", True, 2e-4, _lora()),
+    "lora": Method("low-rank updates (arXiv 2106.09685)", False, 2e-4, _lora()),
+    "dora": Method(
+        "LoRA with trained magnitudes (arXiv 2402.09353)", False, 2e-4, _lora(use_dora=True)
+    ),
+    "rslora": Method(
+        "LoRA scaled by alpha / sqrt(r) (arXiv 2312.03732)", False, 1e-4, _lora(use_rslora=True)
+    ),
+    "ia3": Method("scaled activations (arXiv 2205.05638)", False, 5e-3, _ia3),
+    "prefix": Method("a trained KV cache prefix (arXiv 2101.00190)", False, 1e-2, _prefix),
+    "full": Method("all weights", False, 5e-5, None),
+}

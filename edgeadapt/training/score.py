@@ -1,0 +1,124 @@
+"""How well a torch model predicts the scored tokens of a dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeadapt.console import progress
+from edgeadapt.data.encode import Encoded
+from edgeadapt.extras import need
+
+_BATCH_TOKENS = 512
+"""Padded tokens in a batch."""
+
+_BATCH_SCORED = 128
+"""Scored tokens in a batch; their logits take this times the vocabulary times 4 bytes. Buffers of
+100 MB and more are given back to the system after each use and cost as much as the arithmetic."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Negative log-likelihood over the scored tokens of a dataset, in nats."""
+
+    examples: int
+    tokens: int
+    nll_sum: float
+
+    @property
+    def nll(self) -> float:
+        """Mean over the tokens."""
+        return self.nll_sum / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean."""
+        return math.exp(min(self.nll, 700.0))
+
+    def record(self) -> dict[str, float]:
+        """As JSON."""
+        return {
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "nll_sum": self.nll_sum,
+            "nll": self.nll,
+            "perplexity": self.perplexity,
+        }
+
+
+def score_model(model: Any, encoded: Sequence[Encoded], *, title: str = "held-out loss") -> Score:
+    """Score a causal language model; its training mode is restored afterwards.
+
+    Args:
+        model: a transformers model, or a PEFT model around one.
+        encoded: the dataset; only its scored tokens count.
+        title: of the progress bar.
+    """
+    torch = need("torch", "scoring a model")
+    total = 0.0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), progress(title, len(encoded)) as advance:
+            for batch in _batches(encoded):
+                total += _batch_nll(torch, model, batch)
+                advance(len(batch))
+    finally:
+        model.train(was_training)
+    return Score(len(encoded), sum(example.n_scored for example in encoded), total)
+
+
+def _batches(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """Examples of like length together, to pad little; the sum does not depend on the order."""
+    batch: list[Encoded] = []
+    for example in sorted(encoded, key=lambda example: -len(example.ids)):
+        padded = (len(batch) + 1) * len((batch or [example])[0].ids)
+        scored = sum(entry.n_scored for entry in (*batch, example))
+        if batch and (padded > _BATCH_TOKENS or scored > _BATCH_SCORED):
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
+
+
+def _batch_nll(torch: Any, model: Any, batch: Sequence[Encoded]) -> float:
+    device = next(model.parameters()).device
+    shape = (len(batch), len(batch[0].ids))
+    ids = torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.long)
+    scored = torch.zeros(shape, dtype=torch.bool)
+    for row, example in enumerate(batch):
+        length = len(example.ids)
+        ids[row, :length] = torch.tensor(example.ids)
+        mask[row, :length] = 1
+        scored[row, :length] = torch.tensor(example.scored)
+    ids, mask, scored = ids.to(device), mask.to(device), scored.to(device)
+    with only_predicting(model, scored):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(logits[0].float(), ids[scored], reduction="none")
+    return float(losses.double().sum())
+
+
+@contextlib.contextmanager
+def only_predicting(model: Any, scored: Any) -> Iterator[None]:
+    """Let the output layer work on the positions before scored tokens: logits (1, scored, vocab).
+
+    Most positions are not scored, and the output layer is a third of a small model.
+
+    Args:
+        model: a transformers model, or a PEFT model around one.
+        scored: boolean, shape (batch, tokens): which tokens are predicted and scored.
+    """
+
+    def select(_module: Any, hidden: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (hidden[0][:, :-1][scored[:, 1:]][None], *hidden[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()

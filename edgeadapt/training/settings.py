@@ -1,0 +1,73 @@
+"""How to train: what a recipe's `train` section and the options of `edgeadapt train` say."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeadapt.errors import InputError
+
+MethodName = Literal["qlora", "lora", "dora", "rslora", "ia3", "prefix", "full"]
+
+
+class TrainSettings(BaseModel):
+    """Settings of a training run; together with base and data they determine its result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: MethodName = "qlora"
+    r: int = Field(16, ge=1, le=1024, description="rank of LoRA's matrices")
+    alpha: float = Field(32.0, gt=0, description="LoRA's updates are scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of LoRA's matrices")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="name endings of the layers to adapt; ia3 has its own default"
+    )
+    virtual_tokens: int = Field(16, ge=1, le=1024, description="length of a trained prefix")
+    learning_rate: float | None = Field(None, gt=0, description="the method's own by default")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps to warm up over")
+    batch_size: int = Field(4, ge=1)
+    gradient_accumulation: int = Field(1, ge=1, description="batches for each step")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; wins over epochs")
+    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    max_tokens: int = Field(512, ge=2, description="longer examples are cut")
+    held_out_examples: int = Field(128, ge=1, description="held-out examples to score")
+    gradient_checkpointing: bool = Field(False, description="half the memory, a third more time")
+    seed: int = Field(0, ge=0, lt=2**32)
+    save_every_s: float = Field(30.0, ge=0, description="seconds between checkpoints")
+
+
+def train_settings(values: dict[str, Any]) -> TrainSettings:
+    """Check settings given by a person.
+
+    Raises:
+        InputError: a name is unknown or a value is out of range; names it.
+    """
+    try:
+        return TrainSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"training setting {field!r}: {first['msg']}, found {first['input']!r}"
+        ) from error
+
+
+def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """Settings written as `name=value`, the values in YAML.
+
+    Raises:
+        InputError: one has no `=`, or its value is not YAML.
+    """
+    values = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {assignment}: the value is not YAML") from error
+        if not equals:
+            raise InputError(f"--set {assignment}: expected NAME=VALUE, such as warmup=0.1")
+    return values

@@ -1,0 +1,313 @@
+"""Train an adapter, or a whole model, and leave it with the record of how it came about."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgeadapt import __version__
+from edgeadapt.artifact import MANIFEST, SCHEMA_VERSION
+from edgeadapt.console import log, progress
+from edgeadapt.data.encode import Encoded, encode_dataset
+from edgeadapt.data.load import data_hash
+from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
+from edgeadapt.extras import need
+from edgeadapt.files import atomic_folder, write_json
+from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
+from edgeadapt.training.checkpoints import WorkFolder
+from edgeadapt.training.methods import METHODS, Method
+from edgeadapt.training.quantization import (
+    bitsandbytes_config,
+    detect_nf4_settings,
+    guard_linear4bit,
+    quiet_bitsandbytes,
+)
+from edgeadapt.training.score import Score, score_model
+from edgeadapt.training.settings import TrainSettings
+
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    path: Path
+    """The adapter folder; for the method `full`, the model folder."""
+    record: dict[str, Any]
+    """What `edgeadapt.json` in that folder says."""
+
+
+def train(
+    base: Path,
+    train_data: Path,
+    heldout_data: Path | None,
+    settings: TrainSettings,
+    out: Path,
+    *,
+    base_spec: str,
+    work: Path | None = None,
+) -> TrainResult:
+    """Train on a dataset and write a plain PEFT adapter folder (a model folder for `full`).
+
+    A run that was killed and is called again with the same arguments goes on from its newest
+    complete checkpoint, and ends with the same steps over the same examples.
+
+    Args:
+        base: Hugging Face folder of the base model; read only.
+        train_data: see `load_examples`.
+        heldout_data: dataset to score before and after; never trained on.
+        settings: everything that shapes the result, the seed included.
+        out: folder to make; it appears whole or not at all.
+        base_spec: what the user calls the base; written into the adapter's config.
+        work: folder for checkpoints, kept; by default a hidden sibling of `out`, removed at the
+            end.
+
+    Raises:
+        InputError: the data cannot be used, `out` exists, or `work` holds something else.
+        UnsupportedError: the method cannot be applied to this model.
+        RuntimeFailure: training diverged.
+        MissingExtraError: a library for training is not installed.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another --out, or remove it first")
+    tokenizer = ModelTokenizer.from_folder(base)
+    encoded = encode_dataset(train_data, tokenizer, settings.max_tokens)
+    held_out = heldout_data and encode_dataset(
+        heldout_data, tokenizer, settings.max_tokens, limit=settings.held_out_examples
+    )
+    run = _Run(base, base_spec, settings, METHODS[settings.method], encoded, held_out or [])
+    inputs = run.inputs(train_data, heldout_data)
+    _import_torch_sharing_cores()
+    place = work or out.with_name(f".{out.name}.work")
+    begun_before = place.exists()
+    folder = WorkFolder(place, inputs)
+    try:
+        with _quiet_libraries():
+            record = run.execute(folder) | inputs
+    except InputError:  # the same input would fail again, unless it once went further
+        if not begun_before:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    finished = folder.path / "result"
+    write_json(finished / MANIFEST, {"schema_version": SCHEMA_VERSION} | record)
+    with atomic_folder(out) as partial:
+        for path in finished.iterdir():
+            shutil.move(path, partial / path.name)  # the work folder may be on another disk
+    if work is None:
+        shutil.rmtree(folder.path)
+    return TrainResult(out, record)
+
+
+@dataclass
+class _Run:
+    base: Path
+    base_spec: str
+    settings: TrainSettings
+    method: Method
+    encoded: list[Encoded]
+    held_out: list[Encoded]
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps; an epoch's last batch and last step may be smaller."""
+        if self.settings.max_steps is not None:
+            return self.settings.max_steps
+        batches = math.ceil(len(self.encoded) / self.settings.batch_size)
+        steps = math.ceil(batches / self.settings.gradient_accumulation)
+        return max(1, math.ceil(steps * self.settings.epochs))
+
+    @property
+    def learning_rate(self) -> float:
+        return self.settings.learning_rate or self.method.learning_rate
+
+    def inputs(self, train_data: Path, heldout_data: Path | None) -> dict[str, Any]:
+        """What determines the result: if any of it differs, checkpoints cannot be used."""
+        from edgeadapt.base_model import base_hash
+
+        return {
+            "base": self.base_spec,
+            "base_hash": base_hash(self.base),
+            "data_hash": data_hash(train_data),
+            "held_out_hash": heldout_data and data_hash(heldout_data),
+            "method": self.settings.method,
+            "settings": self.settings.model_dump(mode="json"),
+        }
+
+    def execute(self, work: WorkFolder) -> dict[str, Any]:
+        """Score, train, score; leave the adapter or model in `work/result`."""
+        need("trl", "training")
+        need("peft", "training")
+        model, quantization = self._load()
+        config = copy.deepcopy(model.config)  # the trainer changes its token ids
+        before = self._score_before(model, work)
+        trainer = self._train(model, work)
+        after = self._score(trainer.model, "held-out loss, after")
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        if not all(math.isfinite(loss) for loss in losses):
+            raise RuntimeFailure(
+                "training diverged: the loss is not a number any more; "
+                f"lower the learning rate (it was {self.learning_rate:g})"
+            )
+        if before and after:
+            log.info(
+                "held-out perplexity: %.2f before, %.2f after", before["perplexity"],
+                after["perplexity"],
+            )  # fmt: skip
+        self._save(trainer.model, config, work.path / "result")
+        return {
+            "quantization": quantization,
+            "steps": trainer.state.global_step,
+            "learning_rate": self.learning_rate,
+            "examples": len(self.encoded),
+            "losses": losses,
+            "held_out": {"before": before, "after": after} if before else None,
+            "versions": _versions(),
+        }
+
+    def _load(self) -> tuple[Any, str]:
+        torch = need("torch", "training")
+        transformers = need("transformers", "training")
+        cuda = torch.cuda.is_available()
+        options: dict[str, Any] = {
+            "dtype": torch.bfloat16 if cuda and self.method.peft_config else torch.float32,
+            "device_map": {"": 0 if cuda else "cpu"},
+            "local_files_only": True,
+        }
+        quantization = str(options["dtype"]).removeprefix("torch.")
+        if self.method.nf4_base:
+            nf4 = detect_nf4_settings()
+            log.info(
+                "base in NF4, computing in %s, %s double quantization (%s)",
+                nf4.compute_dtype, "with" if nf4.double_quantization else "without", nf4.reason,
+            )  # fmt: skip
+            options["quantization_config"] = bitsandbytes_config(nf4)
+            quantization = "nf4-double" if nf4.double_quantization else "nf4"
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(self.base, **options)
+        except (ValueError, OSError, KeyError, RuntimeError) as error:
+            raise UnsupportedError(f"transformers cannot load {self.base}: {error}") from error
+        if self.method.nf4_base:
+            guard_linear4bit(model)
+        return model, quantization
+
+    def _score(self, model: Any, title: str) -> dict[str, float] | None:
+        if not self.held_out:
+            return None
+        score: Score = score_model(model, self.held_out, title=title)
+        return score.record()
+
+    def _score_before(self, model: Any, work: WorkFolder) -> dict[str, float] | None:
+        known: dict[str, float] | None = work.recall("before")
+        if known is None:
+            known = self._score(model, "held-out loss, before")
+            work.remember("before", known)
+        return known
+
+    def _train(self, model: Any, work: WorkFolder) -> Any:
+        transformers = need("transformers", "training")
+        from edgeadapt.training import loop
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.base, local_files_only=True)
+        make = self.method.peft_config
+        try:
+            trainer = loop.make_trainer(
+                model, make(self.settings) if make else None, tokenizer, self.encoded,
+                self.settings, max_steps=self.max_steps, learning_rate=self.learning_rate,
+                work=work,
+            )  # fmt: skip
+        except ValueError as error:  # what PEFT and TRL raise for models they cannot adapt
+            raise UnsupportedError(
+                f"method {self.settings.method} cannot be applied to {self.base_spec}: {error}"
+            ) from error
+        done, checkpoint = work.newest_checkpoint() or (0, None)
+        work.rewind(done)
+        if checkpoint is not None:
+            log.info("going on from step %d of %d", done, self.max_steps)
+        if checkpoint is not None and done >= self.max_steps:
+            # TRL would train one step too many here when it is in the middle of an epoch.
+            trainer.restore(checkpoint)
+            return trainer
+        with progress(f"training ({self.settings.method})", self.max_steps - done, "steps") as step:
+            loop.run(trainer, checkpoint, self.settings.save_every_s, step)
+        return trainer
+
+    def _save(self, model: Any, config: Any, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._write(model, config, folder)
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in folder.iterdir():
+            path.chmod(0o666 & ~umask)  # safetensors makes files that nobody else may read
+
+    def _write(self, model: Any, config: Any, folder: Path) -> None:
+        if self.method.peft_config is None:
+            model.config = config
+            model.save_pretrained(folder)
+            for name in TOKENIZER_FILES:
+                if (self.base / name).is_file():
+                    shutil.copyfile(self.base / name, folder / name)
+            return
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = self.base_spec
+            adapter.inference_mode = True
+        # Embeddings are never changed here; left to itself PEFT asks a hub whether they were.
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # an empty form for a hub
+
+
+def _import_torch_sharing_cores() -> None:
+    """Let OpenMP's threads sleep while they wait for each other.
+
+    By default they spin. Where other programs run too, the one that all wait for then gets no
+    core: with a load of 3.5 on 2 cores a step of the 135M model took 50 s spinning and 8 s asleep.
+    The variable is read when torch is imported, and is not left to child processes.
+    """
+    name = "OMP_WAIT_POLICY"
+    if "torch" in sys.modules or name in os.environ:
+        return
+    os.environ[name] = "PASSIVE"
+    try:
+        need("torch", "training")
+    finally:
+        del os.environ[name]
+
+
+def _versions() -> dict[str, str]:
+    found = {"edgeadapt": __version__}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Only our own progress and log lines while the libraries work."""
+    quiet_bitsandbytes()
+    transformers = need("transformers", "training")
+    datasets = need("datasets", "training")
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # between the libraries, about each other
+            yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+        if not bars:
+            datasets.enable_progress_bars()
