@@ -1,0 +1,141 @@
+"""What one benchmark run found out, as a versioned document.
+
+Times are in seconds, speeds in tokens per second, sizes in bytes. A figure that this system
+does not give is null, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from edgeadapt.bench.memory import MemoryPoint
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Distribution(_Model):
+    """What repetitions gave."""
+
+    median: float
+    p5: float
+    p95: float
+    count: int
+    samples: tuple[float, ...] = ()
+    """In order of time; left out where there are as many as tokens."""
+
+    @classmethod
+    def of(cls, values: Sequence[float], *, keep: bool = True) -> Distribution:
+        """Percentiles (linear interpolation) of at least one value."""
+        p5, median, p95 = (float(p) for p in np.percentile(values, (5, 50, 95)))
+        samples = tuple(values) if keep else ()
+        return cls(median=median, p5=p5, p95=p95, count=len(values), samples=samples)
+
+
+class ArtifactFacts(_Model):
+    """Which file or folder was measured."""
+
+    path: str
+    format: str
+    quantization: str
+    size_bytes: int
+    sha256: str
+
+
+class RuntimeFacts(_Model):
+    """Which engine ran it."""
+
+    name: str
+    version: str
+    build: dict[str, str]
+    """Versions and CPU features that the engine reports of itself."""
+    threads_requested: int
+    threads_in_use: int
+
+
+class Machine(_Model):
+    """Where it ran."""
+
+    cpu: str
+    isa: tuple[str, ...]
+    """The CPU's own flags, those that matter to matrix kernels."""
+    physical_cores: int | None
+    available_cores: int
+    memory_bytes: int
+    os: str
+    governor: str | None
+    busy: float | None
+    """Share of all cores that other programs used in the half second before the run."""
+
+
+class Settings(_Model):
+    """What was asked for."""
+
+    prompt_tokens: int
+    decode_tokens: int
+    repetitions: int
+    warmup_repetitions: int
+    context: int
+
+
+class PageCache(_Model):
+    """Whether the weights were in memory already when loading began."""
+
+    state: Literal["cold", "warm"]
+    resident_before_load: float | None
+    """Fraction of the artifact's pages in the page cache just before loading, by mincore."""
+
+
+class Memory(_Model):
+    """Resident memory of the whole measured process, interpreter and libraries included."""
+
+    peak_rss: int | None
+    """The kernel's own high-water mark (VmHWM); elsewhere the largest sample."""
+    peak_anonymous: int | None
+    peak_file_backed: int | None
+    peak_pss: int | None
+    at_peak: MemoryPoint | None
+    """The sample with the most resident memory; the peaks above may be of different moments."""
+    phases: dict[str, MemoryPoint]
+    """Between the timed parts: `before_load` (the floor: interpreter and libraries), `loaded`,
+    `warmed_up`, `finished`."""
+    source: str
+    samples: int
+    sample_cost_s: float | None
+    """What reading one sample took, the median; sampling takes at most 0.5% of the time."""
+
+
+class Measurement(_Model):
+    """One artifact on one runtime.
+
+    `load_s` and `first_answer_s` belong to the stated state of the page cache; the distributions
+    are of repetitions after the warm-up, when everything that is used is in memory.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    artifact: ArtifactFacts
+    runtime: RuntimeFacts
+    machine: Machine
+    settings: Settings
+    page_cache: PageCache
+    import_s: float
+    """Importing the engine's Python modules; not part of `load_s`."""
+    load_s: float
+    """From the path to a session that takes tokens."""
+    first_answer_s: float
+    """Prefill and first token of the warm-up: with the page faults of freshly mapped weights."""
+    ttft_s: Distribution
+    """Prompt submitted until the first token is known, at `prompt_tokens`."""
+    prefill_tps: Distribution
+    decode_tps: Distribution
+    """Greedy steps after the first token."""
+    decode_step_s: Distribution
+    """Single decode steps of all repetitions."""
+    memory: Memory

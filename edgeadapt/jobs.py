@@ -1,0 +1,286 @@
+"""Two questions to a model in a process of its own: how likely is this text, and what do you say?
+
+`score` and `sample` are called by the pipeline; `run_score` and `run_sample` are what the child
+process runs (see `edgeadapt.worker`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeadapt.artifact import open_artifact
+from edgeadapt.chat_template import Message
+from edgeadapt.errors import InputError
+from edgeadapt.runtimes.base import Float32Array, Session, SessionSettings
+from edgeadapt.runtimes.registry import get_runtime, preferred_runtime
+from edgeadapt.worker import Progress, run_job
+
+_ROWS = 64
+"""Rows of logits turned into float64 at once."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One sequence for `score`: its token ids, and which of them count."""
+
+    ids: Sequence[int]
+    counts: Sequence[bool]
+    """As long as `ids`; the first token is predicted from nothing and never counts."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One sequence for `score` as text: only the tokens of the completion count."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Negative log likelihoods, in nats."""
+
+    nll: tuple[float, ...]
+    """Summed over the tokens that count, for each sequence."""
+    tokens: tuple[int, ...]
+    """How many tokens counted, for each sequence."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(total nll / total tokens); NaN when no token counted."""
+        count = sum(self.tokens)
+        return math.exp(sum(self.nll) / count) if count else math.nan
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, greedily."""
+
+    text: str
+    tokens: int
+    finished: bool
+    """It ended by itself, with a stop token, before the limit."""
+
+
+def available_threads() -> int:
+    """Physical cores that this process may use: the default number of threads everywhere."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    physical = psutil.cpu_count(logical=False)
+    return max(1, min(n for n in (allowed, physical, os.cpu_count()) if n))
+
+
+def score(
+    path: Path,
+    sequences: Sequence[Scored | Text],
+    *,
+    adapter: Path | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    exact: bool = False,
+    timeout_s: float | None = None,
+    on_progress: Progress | None = None,
+) -> Score:
+    """Negative log likelihood of sequences under an artifact, on its runtime, in a child process.
+
+    Args:
+        path: the artifact.
+        sequences: token ids with a mask, or prompt and completion as text.
+        adapter: a PEFT adapter to run live on top, which only the torch runtime can.
+        runtime: its name; by default the preferred installed one for the artifact's format.
+        threads: by default `available_threads()`.
+        context: KV cache size in tokens; by default what the longest sequence needs.
+        exact: see `SessionSettings.exact`.
+        timeout_s: give up after so many seconds.
+        on_progress: called with 1.0 after each sequence.
+
+    Raises:
+        InputError: a mask does not fit its ids, or the artifact cannot be opened.
+        RuntimeFailure: the child died, timed out or failed.
+    """
+    for number, sequence in enumerate(sequences):
+        if isinstance(sequence, Scored) and len(sequence.ids) != len(sequence.counts):
+            raise InputError(
+                f"sequence {number} has {len(sequence.ids)} ids and {len(sequence.counts)} flags; "
+                "give one flag for each id"
+            )
+    payload = _payload(path, adapter, runtime, threads, context) | {
+        "exact": exact,
+        "sequences": [_as_json(sequence) for sequence in sequences],
+    }
+    result = run_job("score", payload, timeout_s=timeout_s, on_progress=on_progress)
+    return Score(tuple(result["nll"]), tuple(result["tokens"]))
+
+
+def sample(
+    path: Path,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_tokens: int = 128,
+    adapter: Path | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    timeout_s: float | None = None,
+    on_progress: Progress | None = None,
+) -> list[Answer]:
+    """Greedy answers to conversations under the shipped chat template, in a child process.
+
+    Args:
+        path: the artifact.
+        conversations: each a list of messages that ends with the user's.
+        max_tokens: most tokens in an answer.
+        adapter: a PEFT adapter to run live on top, which only the torch runtime can.
+        runtime: its name; by default the preferred installed one for the artifact's format.
+        threads: by default `available_threads()`.
+        context: KV cache size in tokens, 2048 by default.
+        timeout_s: give up after so many seconds.
+        on_progress: called with 1.0 after each answer.
+
+    Raises:
+        InputError: the artifact cannot be opened, has no chat template, or a prompt is too long.
+        RuntimeFailure: the child died, timed out or failed.
+    """
+    payload = _payload(path, adapter, runtime, threads, context) | {
+        "max_tokens": max_tokens,
+        "conversations": [list(messages) for messages in conversations],
+    }
+    result = run_job("sample", payload, timeout_s=timeout_s, on_progress=on_progress)
+    return [Answer(**answer) for answer in result["answers"]]
+
+
+def _payload(
+    path: Path,
+    adapter: Path | None,
+    runtime: str | None,
+    threads: int | None,
+    context: int | None,
+) -> dict[str, Any]:
+    artifact = open_artifact(path)
+    return {
+        "artifact": str(path),
+        "adapter": None if adapter is None else str(adapter),
+        "runtime": runtime or preferred_runtime(artifact.format),
+        "threads": threads or available_threads(),
+        "context": context,
+    }
+
+
+def _as_json(sequence: Scored | Text) -> dict[str, Any]:
+    if isinstance(sequence, Text):
+        return {"prompt": sequence.prompt, "completion": sequence.completion}
+    return {"ids": [int(i) for i in sequence.ids], "counts": [bool(c) for c in sequence.counts]}
+
+
+def open_session(payload: dict[str, Any], *, context: int) -> Session:
+    """Load what a job's payload names (in the child)."""
+    settings = SessionSettings(
+        threads=payload["threads"], context=context, exact=payload.get("exact", False)
+    )
+    runtime = get_runtime(payload["runtime"])
+    if payload.get("adapter"):
+        if not hasattr(runtime, "adapter"):
+            raise InputError(
+                f"the {payload['runtime']} runtime cannot run a live adapter; use --runtime torch, "
+                "or export the merged model"
+            )
+        runtime.adapter = Path(payload["adapter"])
+    return runtime.load(open_artifact(Path(payload["artifact"])), settings)
+
+
+def open_here(
+    path: Path, *, context: int, runtime: str | None = None, threads: int | None = None
+) -> Session:
+    """Load an artifact in this process, for talking to it; the caller closes it.
+
+    Raises:
+        EdgeAdaptError: as `open_artifact`, `preferred_runtime` and `Runtime.load`.
+    """
+    return open_session(_payload(path, None, runtime, threads, None), context=context)
+
+
+def run_score(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The `score` job, in the child."""
+    sequences = payload["sequences"]
+    longest = max((_most_tokens(sequence) for sequence in sequences), default=1)
+    session = open_session(payload, context=payload["context"] or max(longest, 64))
+    nll, tokens = [], []
+    try:
+        for sequence in sequences:
+            ids, counts = _tokens(session, sequence)
+            value, count = sequence_nll(session, ids, counts)
+            nll.append(value)
+            tokens.append(count)
+            progress(1.0)
+    finally:
+        session.close()
+    return {"nll": nll, "tokens": tokens}
+
+
+def _most_tokens(sequence: dict[str, Any]) -> int:
+    """Upper bound: a token stands for at least one byte, give or take a prefix."""
+    if "ids" in sequence:
+        return len(sequence["ids"])
+    return len(sequence["prompt"].encode()) + len(sequence["completion"].encode()) + 8
+
+
+def _tokens(session: Session, sequence: dict[str, Any]) -> tuple[list[int], list[bool]]:
+    if "ids" in sequence:
+        return sequence["ids"], sequence["counts"]
+    prompt = session.encode(sequence["prompt"])
+    completion = session.encode(sequence["completion"])
+    return prompt + completion, [False] * len(prompt) + [True] * len(completion)
+
+
+def sequence_nll(session: Session, ids: Sequence[int], counts: Sequence[bool]) -> tuple[float, int]:
+    """Summed negative log likelihood (nats) of the tokens that count, and their number."""
+    targets = np.flatnonzero(np.asarray(counts[1:], bool)) + 1
+    if not len(targets):
+        return 0.0, 0
+    logits = session.all_logits(ids[:-1])
+    total = 0.0
+    wanted = np.asarray(ids)[targets]
+    for start in range(0, len(targets), _ROWS):
+        part = slice(start, start + _ROWS)
+        total += float(_nll(logits[targets[part] - 1], wanted[part]).sum())
+    return total, len(targets)
+
+
+def _nll(logits: Float32Array, wanted: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """-log softmax(logits)[wanted] for each row, in float64."""
+    rows = logits.astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    norm: npt.NDArray[np.float64] = np.log(np.exp(rows).sum(axis=1))
+    chosen: npt.NDArray[np.float64] = rows[np.arange(len(wanted)), wanted]
+    return norm - chosen
+
+
+def run_sample(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The `sample` job, in the child."""
+    context = payload["context"] or 2048
+    session = open_session(payload, context=context)
+    answers = []
+    try:
+        for messages in payload["conversations"]:
+            session.reset()
+            ids = session.encode(session.render(messages))
+            limit = min(payload["max_tokens"], context - len(ids))
+            tokens = list(session.generate(ids, max_tokens=limit))
+            text = b"".join(session.token_bytes(t) for t in tokens).decode("utf-8", "replace")
+            answers.append(
+                {"text": text.strip(), "tokens": len(tokens), "finished": len(tokens) < limit}
+            )
+            progress(1.0)
+    finally:
+        session.close()
+    return {"answers": answers}
