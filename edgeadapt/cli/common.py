@@ -1,0 +1,94 @@
+"""What every command shares: --json, -q, -v, --debug, and one place where errors meet people."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from edgeadapt import console
+from edgeadapt.errors import EdgeAdaptError
+
+# Merging is many small products spread over our own threads: a BLAS that starts threads of its
+# own for each is several times slower. Read once, when NumPy is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def standard(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the standard options and turn every failure into one sentence and an exit code.
+
+    The wrapped function receives `as_json: bool`; `-q`, `-v` and `--debug` are dealt with here.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Warnings and results only.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+    @click.option("--debug", is_flag=True, help="Say everything, and show tracebacks.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, quiet: bool, verbose: bool, debug: bool, **kwargs: Any) -> Any:
+        console.set_verbosity(-1 if quiet else int(verbose or debug))
+        try:
+            return function(*args, **kwargs)
+        except BrokenPipeError as error:  # the reader, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from error
+        except (EdgeAdaptError, OSError, MemoryError) as error:
+            _fail(error, debug)
+        except KeyboardInterrupt as error:
+            raise click.exceptions.Exit(130) from error
+
+    return wrapper
+
+
+def model_options(*, adapter_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --base, --adapter, --revision and --any-base."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--any-base", is_flag=True, help="Merge even if trained on another base."),
+            click.option("--revision", help="Branch, tag or commit of a hub id."),
+            click.option(
+                "--adapter",
+                multiple=True,
+                required=adapter_required,
+                metavar="DIR[=WEIGHT]",
+                help="PEFT adapter folder. Given more than once, adapters are merged one after "
+                "the other; with weights (a=0.7, LoRA only), as their exact weighted sum, which "
+                'PEFT calls the combination type "cat".',
+            ),
+            click.option(
+                "--base",
+                required=True,
+                help="Model folder, GGUF file, hub id, or `default`.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+def end_when_asked() -> None:
+    """Let SIGTERM unwind like an error does, so that half-written files are removed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _fail(error: BaseException, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        text = "this machine ran out of memory"
+    elif isinstance(error, OSError):
+        text = f"{error.filename or 'the system'}: {error.strerror or error}"
+    else:
+        text = str(error)
+    click.echo(f"Error: {text}", err=True)
+    raise click.exceptions.Exit(getattr(error, "exit_code", 2)) from error

@@ -1,0 +1,220 @@
+"""`edgeadapt export`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeadapt.cli.common import end_when_asked, model_options, standard
+from edgeadapt.console import emit, emit_json
+from edgeadapt.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeadapt.converters.base import ExportPlan
+    from edgeadapt.converters.gguf.options import GgufOptions
+    from edgeadapt.export import ModelToExport
+
+@click.command()
+@model_options(adapter_required=False)
+@click.option(
+    "--adapter-mode",
+    type=click.Choice(["merged", "separate"]),
+    default="merged",
+    show_default=True,
+    help="separate: the adapter alone, as a GGUF LoRA that llama.cpp loads beside the base.",
+)
+@click.option("--device", help="A device profile; it picks format and quantization.")
+@click.option("--format", "format_", type=click.Choice(["gguf", "onnx"]), help="Artifact format.")
+@click.option("--quant", help="Q4_K_M, Q8_0, F16, ... for gguf; int4, int8, fp32 for onnx.")
+@click.option("--context", type=click.IntRange(min=1), help="Tokens that must fit the device.")
+@click.option("--calibrate", metavar="DATA", help="Weigh by importance on this data; see imatrix.")
+@click.option(
+    "--imatrix",
+    type=click.Path(path_type=Path),
+    help="Weigh by importance, from a file that imatrix or llama-imatrix wrote.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Type of the tensors whose llama.cpp name holds this regular expression, "
+    "such as ffn_down=Q6_K; the first that matches wins.",
+)
+@click.option(
+    "--split-max-size", metavar="SIZE", help="Split into files of at most 500M, 2G, ..., for gguf."
+)
+@click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
+@click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="A file for gguf, else a folder."
+)
+@standard
+def command(
+    base: str,
+    adapter: tuple[str, ...],
+    revision: str | None,
+    any_base: bool,
+    adapter_mode: str,
+    device: str | None,
+    format_: str | None,
+    quant: str | None,
+    context: int | None,
+    calibrate: str | None,
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+    split_max_size: str | None,
+    dry_run: bool,
+    threads: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Write an artifact that a runtime loads, in one pass from base and adapter.
+
+    Name the device, and its profile picks format and quantization; or pick
+    them yourself with --format and --quant.
+
+    \b
+    edgeadapt export --base default --adapter runs/a \\
+        --device raspberry-pi-5 --out model.gguf
+    edgeadapt export --base default --format gguf --quant Q4_K_M --out m.gguf
+    """
+    from edgeadapt.export import export, export_adapter, open_model, plan_export
+
+    end_when_asked()
+    if adapter_mode == "separate":
+        if format_ is None or device is not None:
+            raise InputError("--adapter-mode separate needs --format gguf, and no --device")
+        if not adapter:
+            raise InputError("--adapter-mode separate needs an adapter: give --adapter")
+        if calibrate or imatrix or tensor_types or split_max_size or dry_run:
+            raise InputError(
+                "--adapter-mode separate writes the adapter alone: --calibrate, --imatrix, "
+                "--tensor-type, --split-max-size and --dry-run are for whole models"
+            )
+        made = export_adapter(
+            base, adapter, format_, quant, out, revision=revision, any_base=any_base
+        )
+        _report(out, made.size_bytes, format_, made.quantization, None, made.lineage, as_json)
+        if not as_json:
+            emit(f"use it: llama-cli -m BASE.gguf --lora {out}, with the base exported likewise")
+        return
+    if (device is None) == (format_ is None):
+        raise InputError("give either --device NAME, or --format and --quant")
+    if format_ is not None and quant is None:
+        raise InputError(f"give --quant too: which {format_} quantization to write")
+    model = open_model(base, adapter, revision=revision, any_base=any_base)
+    reason = None
+    if device is not None:
+        format_, chosen, reason = _choose(model, device, context)
+        quant = quant or chosen
+    assert format_ is not None and quant is not None
+    options = _options(model, calibrate, imatrix, tensor_types, split_max_size, dry_run)
+    if dry_run:
+        plan = plan_export(model, format_, quant, out, threads=threads, options=options)
+        _report_plan(plan, out, as_json)
+        return
+    artifact = export(model, format_, quant, out, threads=threads, options=options)
+    _report(artifact.path, artifact.size_bytes, format_, quant, reason, artifact.lineage, as_json)
+
+
+def _choose(model: ModelToExport, device: str, context: int | None) -> tuple[str, str, str]:
+    """Format, quantization and the reason, from the device's profile."""
+    from edgeadapt.devices import load_profile
+    from edgeadapt.planner import choose
+    from edgeadapt.weights import kv_bytes_per_token, parameter_count
+
+    choice = choose(
+        load_profile(device),
+        parameters=parameter_count(model.source),
+        kv_bytes_per_token=kv_bytes_per_token(model.source.config),
+        context=context,
+    )
+    return choice.format, choice.quantization, choice.reason
+
+
+def _options(
+    model: ModelToExport,
+    calibrate: str | None,
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+    split_max_size: str | None,
+    dry_run: bool,
+) -> GgufOptions:
+    from edgeadapt.converters.gguf.options import GgufOptions, parse_size, parse_tensor_type
+
+    types = tuple(parse_tensor_type(text) for text in tensor_types)
+    split = parse_size(split_max_size) if split_max_size else 0
+    if calibrate is None and imatrix is None:
+        return GgufOptions(None, types, split)
+    if calibrate is not None and imatrix is not None:
+        raise InputError("give --calibrate DATA or --imatrix FILE, not both")
+    if imatrix is not None:
+        from edgeadapt.converters.gguf.imatrix import read_imatrix
+
+        return GgufOptions(read_imatrix(imatrix), types, split)
+    from edgeadapt.calibration import cached_imatrix, pending_imatrix
+    from edgeadapt.data.source import resolve_data
+
+    data = resolve_data(calibrate or "")[0]
+    return GgufOptions(
+        pending_imatrix(data) if dry_run else cached_imatrix(model, data), types, split
+    )
+
+
+def _report_plan(plan: ExportPlan, out: Path, as_json: bool) -> None:
+    from edgeadapt.files import free_bytes
+
+    free = free_bytes(out)
+    if as_json:
+        emit_json(
+            {
+                "format": plan.format,
+                "quantization": plan.quantization,
+                "exact": plan.exact,
+                "files": plan.files,
+                "output_bytes": plan.output,
+                "memory_bytes": plan.memory,
+                "disk_bytes": plan.disk,
+                "disk_free_bytes": free,
+                "fits": plan.disk <= free,
+            }
+        )
+        return
+    about = "" if plan.exact else "about "
+    for name, size in plan.files.items():
+        emit(f"{name}: {about}{size:,} bytes ({size / 2**20:.1f} MiB)")
+    emit(f"peak memory: about {plan.memory / 2**20:,.0f} MiB")
+    room = "enough" if plan.disk <= free else "NOT enough"
+    emit(f"disk needed: {about}{plan.disk / 2**20:,.1f} MiB, {free / 2**20:,.0f} MiB free: {room}")
+
+
+def _report(
+    path: Path,
+    size: int,
+    format: str,
+    quant: str,
+    reason: str | None,
+    lineage: dict[str, Any],
+    as_json: bool,
+) -> None:
+    if as_json:
+        emit_json(
+            {
+                "path": str(path),
+                "format": format,
+                "quantization": quant,
+                "bytes": size,
+                "reason": reason,
+                "lineage": lineage,
+            }
+        )
+        return
+    if reason:
+        emit(reason)
+    emit(f"{path}: {format} {quant}, {size / 2**20:.1f} MiB")
+    if lineage.get("mode") != "separate":
+        emit(f"try it: edgeadapt chat {shlex.quote(str(path))}")

@@ -1,0 +1,46 @@
+"""`edgeadapt run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeadapt.cli.common import standard
+from edgeadapt.console import emit, emit_json
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--resume", is_flag=True, help="Continue where an interrupted run stopped.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder that runs lie in.",
+)
+@standard
+def command(recipe: str, resume: bool, runs: Path, as_json: bool) -> None:
+    """Train, export, evaluate, measure and report, all from one recipe.
+
+    RECIPE is a YAML file, or `demo` for the built-in one. Each stage has a
+    folder named by the hash of its inputs, so a second run does only what
+    changed. After a kill, --resume continues in the middle of training.
+
+    \b
+    edgeadapt run demo
+    edgeadapt run recipe.yaml --resume
+    """
+    from edgeadapt.pipeline import run_recipe
+    from edgeadapt.recipe import load_recipe
+    from edgeadapt.report import summary
+
+    loaded = load_recipe(recipe)
+    root = runs / loaded.name
+    results = run_recipe(loaded, root, resume=resume)
+    if as_json:
+        emit_json(results.document())
+        return
+    emit(summary(results.document()))
+    emit(f"report: {root / 'report.html'}")

@@ -1,0 +1,113 @@
+"""`edgeadapt train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeadapt.cli.common import standard
+from edgeadapt.console import emit, emit_json
+
+_METHODS = ("qlora", "lora", "dora", "rslora", "ia3", "prefix", "full")
+
+
+@click.command(short_help="Train an adapter (QLoRA by default) or the full model.")
+@click.option(
+    "--base",
+    required=True,
+    metavar="B",
+    help="Base model: a folder, a GGUF file, a hub id, or 'default'.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="D",
+    help="Training data: a .jsonl, .csv or .parquet file, a folder, or 'python-docs'.",
+)
+@click.option(
+    "--held-out",
+    metavar="H",
+    help="Data to score before and after, never trained on ('python-docs' brings its own).",
+)
+@click.option(
+    "--method",
+    type=click.Choice(_METHODS),
+    default="qlora",
+    show_default=True,
+    help="What to train.",
+)
+@click.option("--max-steps", type=int, metavar="N", help="Optimizer steps; wins over --epochs.")
+@click.option("--epochs", type=float, help="Passes over the data.  [default: 1]")
+@click.option("--batch-size", type=int, help="Examples in a batch.  [default: 4]")
+@click.option("--gradient-accumulation", type=int, help="Batches in a step.  [default: 1]")
+@click.option("--learning-rate", type=float, help="Peak rate.  [default: by method]")
+@click.option("--r", type=int, help="Rank of LoRA's matrices.  [default: 16]")
+@click.option("--alpha", type=float, help="LoRA's updates count alpha/r.  [default: 32]")
+@click.option("--max-tokens", type=int, help="Cut longer examples.  [default: 512]")
+@click.option("--held-out-examples", type=int, help="Held-out examples to score.  [default: 128]")
+@click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
+@click.option(
+    "--set",
+    "other",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other training setting, such as warmup=0.1; repeatable.",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep checkpoints in this folder instead of a hidden one beside --out.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to make.",
+)
+@standard
+def command(
+    base: str,
+    data: str,
+    held_out: str | None,
+    out: Path,
+    work: Path | None,
+    other: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train on chat messages, prompt/completion pairs or plain text.
+
+    The model's chat template is applied, and only the answers count. If the run is
+    killed, the same command goes on from its newest checkpoint. DIR becomes a plain
+    PEFT adapter (for 'full', a plain model folder) with its history in
+    edgeadapt.json.
+
+    \b
+    Example:
+      edgeadapt train --base default --data python-docs --out adapter
+    """
+    from edgeadapt.base_model import resolve_base
+    from edgeadapt.data.source import resolve_data
+    from edgeadapt.training.settings import parse_assignments, train_settings
+    from edgeadapt.training.train import train
+
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = train_settings(given | parse_assignments(other))
+    train_data, own_held_out = resolve_data(data)
+    if held_out:
+        path, its_held_out = resolve_data(held_out)
+        own_held_out = its_held_out or path
+    result = train(
+        resolve_base(base), train_data, own_held_out, settings, out, base_spec=base, work=work
+    )
+    if as_json:
+        emit_json({"path": str(result.path)} | result.record)
+        return
+    emit(f"{result.path}: {settings.method}, {result.record['steps']} steps")
+    if result.record["held_out"]:
+        before, after = (result.record["held_out"][key] for key in ("before", "after"))
+        emit(f"held-out perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}")

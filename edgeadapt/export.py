@@ -1,0 +1,330 @@
+"""One pass from a base and an adapter to an artifact, or to a merged model folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeadapt import __version__
+from edgeadapt.adapters import (
+    AdapterSpec,
+    low_rank_updates,
+    parse_adapters,
+    read_spec,
+    stacked_source,
+)
+from edgeadapt.adapters.spec import CONFIG, WEIGHTS
+from edgeadapt.adapters.vocabulary import folder_with_texts
+from edgeadapt.artifact import Artifact
+from edgeadapt.base_model import DEFAULT, base_hash, file_sha256, resolve_base
+from edgeadapt.console import log, progress
+from edgeadapt.converters.adapter_files import AdapterRequest, get_adapter_writer
+from edgeadapt.converters.base import ConversionRequest, ExportPlan
+from edgeadapt.converters.gguf.options import GgufOptions
+from edgeadapt.converters.registry import get_converter
+from edgeadapt.errors import AdapterError, InputError
+from edgeadapt.files import atomic_folder, write_json
+from edgeadapt.safetensors_io import INDEX, SINGLE, SafetensorsSource, write_safetensors
+from edgeadapt.tokenizer import TOKENIZER_FILES
+from edgeadapt.weights import Float32Array, TensorInfo, WeightSource, is_tied
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+MAX_SHARD_BYTES = 5 * 10**9
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+
+
+@dataclass(frozen=True)
+class ModelToExport:
+    """A base, perhaps with an adapter merged in, ready to be read tensor by tensor."""
+
+    folder: Path
+    """The base's folder: tokenizer, chat template, generation config."""
+    source: WeightSource
+    name: str
+    lineage: dict[str, Any]
+
+
+def open_model(
+    base: str,
+    adapter: Path | Sequence[str | Path] | None = None,
+    *,
+    revision: str | None = None,
+    any_base: bool = False,
+) -> ModelToExport:
+    """Resolve a base and merge adapters into it lazily.
+
+    Args:
+        base: folder, GGUF file, hub id or `default`.
+        adapter: a PEFT adapter folder, or several as `parse_adapters` takes them.
+        revision: of a hub id.
+        any_base: accept an adapter whose record says that it was trained on another base.
+
+    Raises:
+        InputError: base or adapter are missing or unusable.
+        AdapterError: the adapter belongs to another base.
+    """
+    folder = resolve_base(base, revision=revision)
+    source: WeightSource = SafetensorsSource(folder)
+    digest = base_hash(folder)
+    name = base if base == DEFAULT else Path(base).stem if base.endswith(".gguf") else base
+    lineage: dict[str, Any] = {
+        "edgeadapt": __version__,
+        "base": {"name": Path(name).name, "sha256": digest, "revision": revision},
+        "adapter": None,
+    }
+    choices = parse_adapters([adapter] if isinstance(adapter, Path) else adapter or ())
+    if choices:
+        specs = [_checked_spec(choice.path, base, digest, any_base) for choice in choices]
+        tied = is_tied(source)
+        source = stacked_source(source, choices)
+        described = [_adapter_lineage(spec) for spec in specs]
+        lineage["adapter"] = described[0]
+        lineage["merge"] = {"onto": "original", "precision": "float32"}
+        if tied and not is_tied(source):
+            lineage["merge"]["untied_head"] = True
+        if len(choices) > 1 or choices[0].weight is not None:
+            weights = [choice.weight for choice in choices]
+            lineage["adapter"] = None
+            lineage["adapters"] = [
+                item | {"weight": weight} for item, weight in zip(described, weights, strict=True)
+            ]
+        name = "-".join([Path(name).name, *(choice.path.resolve().name for choice in choices)])
+        folder = folder_with_texts(folder, [choice.path for choice in choices])
+    return ModelToExport(folder, source, Path(name).name, lineage)
+
+
+def export_adapter(
+    base: str,
+    adapter: Sequence[str | Path],
+    format: str,
+    quantization: str | None,
+    out: Path,
+    *,
+    revision: str | None = None,
+    any_base: bool = False,
+) -> Artifact:
+    """Write an adapter as a file of its own at `out`, to be loaded beside the base's artifact.
+
+    Args:
+        base: what the adapter belongs to, as `open_model` takes it.
+        adapter: one PEFT adapter folder.
+        format: one that has adapters, `gguf`.
+        quantization: how to store it; F32 if not given.
+        out: the file to make.
+        revision: of a hub id.
+        any_base: as `open_model`.
+
+    Raises:
+        InputError: something is missing, or `out` exists.
+        UnsupportedError: the format cannot express this adapter; the message says why.
+    """
+    choices = parse_adapters(adapter)
+    if len(choices) != 1 or choices[0].weight is not None:
+        raise InputError(
+            "--adapter-mode separate writes one adapter, without a weight: export each by itself; "
+            "llama.cpp loads several, and scales each as it is told"
+        )
+    write = get_adapter_writer(format)
+    model, path = open_model(base, revision=revision), choices[0].path
+    spec = _checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
+    stored = quantization or "F32"
+    lineage = model.lineage | {
+        "adapter": _adapter_lineage(spec),
+        "format": format,
+        "mode": "separate",
+    }
+    request = AdapterRequest(
+        model.source,
+        low_rank_updates(model.source, path),
+        stored,
+        f"{model.name}-{path.resolve().name}",
+        lineage | {"quantization": stored},
+    )
+    return write(request, out)
+
+
+def export(
+    model: ModelToExport,
+    format: str,
+    quantization: str,
+    out: Path,
+    *,
+    threads: int | None = None,
+    options: GgufOptions | None = None,
+) -> Artifact:
+    """Convert a model to `format` at `out`, whole or not at all.
+
+    Args:
+        model: what to convert.
+        format: name of a converter.
+        quantization: one that the format has.
+        out: the file or folder to make.
+        threads: default all cores.
+        options: of the GGUF converter.
+
+    Raises:
+        InputError: `out` exists, format or quantization are unknown, or the disk lacks room.
+        UnsupportedError: the architecture has no place in this format.
+    """
+    request = _request(model, format, quantization, threads, options)
+    return get_converter(format).convert(request, out)
+
+
+def plan_export(
+    model: ModelToExport,
+    format: str,
+    quantization: str,
+    out: Path,
+    *,
+    threads: int | None = None,
+    options: GgufOptions | None = None,
+) -> ExportPlan:
+    """What `export` with the same arguments would take; nothing is written.
+
+    Raises:
+        InputError: as `export`, except that `out` may exist and the disk may be full.
+        UnsupportedError: as `export`.
+    """
+    request = _request(model, format, quantization, threads, options)
+    return get_converter(format).plan(request, out)
+
+
+def _request(
+    model: ModelToExport,
+    format: str,
+    quantization: str,
+    threads: int | None,
+    options: GgufOptions | None,
+) -> ConversionRequest:
+    options = options or GgufOptions()
+    if format != "gguf" and options != GgufOptions():
+        raise InputError(
+            "an importance matrix, --tensor-type and --split-max-size are for --format gguf; "
+            f"{format} has none of these"
+        )
+    lineage = model.lineage | {"format": format, "quantization": quantization}
+    if options.importance is not None:
+        imatrix = options.importance
+        lineage["imatrix"] = {
+            "name": imatrix.name, "sha256": imatrix.sha256, "datasets": list(imatrix.datasets),
+        }  # fmt: skip
+    if options.tensor_types:
+        lineage["tensor_types"] = {pattern: kind.name for pattern, kind in options.tensor_types}
+    return ConversionRequest(
+        source=model.source,
+        model_folder=model.folder,
+        quantization=quantization,
+        name=model.name,
+        lineage=lineage,
+        threads=threads or len(os.sched_getaffinity(0)),
+        gguf=options,
+    )
+
+
+def merge_to_folder(model: ModelToExport, out: Path, *, dtype: str = "float32") -> Artifact:
+    """Write a plain Hugging Face folder of the merged model, one tensor at a time.
+
+    Args:
+        model: what to write.
+        out: a folder that does not exist yet.
+        dtype: of the merged tensors; `float32` keeps what was merged, the others round it.
+    """
+    stored = DTYPES[dtype]
+    infos = {name: replace(info, dtype=stored) for name, info in model.source.tensors().items()}
+    with atomic_folder(out) as partial:
+        config = {k: v for k, v in model.source.config.items() if k != "torch_dtype"}
+        write_json(partial / "config.json", config | {"dtype": dtype})
+        for name in TOKENIZER_FILES:
+            if (model.folder / name).is_file():
+                shutil.copyfile(model.folder / name, partial / name)
+        _write_shards(partial, infos, model.source)
+        artifact = Artifact(out, "hf", dtype, model.lineage)
+        artifact.write_manifest(partial)
+    return artifact
+
+
+def _checked_spec(path: Path, base: str, digest: str, any_base: bool) -> AdapterSpec:
+    """Read an adapter's configuration and see that it was trained on this base."""
+    if (path / "config.json").is_file() and not (path / CONFIG).is_file():
+        raise InputError(f"{path} is a whole model, not an adapter; give it with --base")
+    spec = read_spec(path)
+    _check_trained_on(spec, base, digest, any_base)
+    return spec
+
+
+def _check_trained_on(spec: AdapterSpec, base: str, digest: str, any_base: bool) -> None:
+    trained_on = spec.record.get("base_hash")
+    if trained_on in (None, digest):
+        return
+    message = (
+        f"the adapter {spec.path} was trained on {spec.base_model or 'another base'} "
+        f"(sha256 {str(trained_on)[:12]}...), but {base} has sha256 {digest[:12]}..."
+    )
+    if not any_base:
+        raise AdapterError(f"{message}: give the base it was trained on, or --any-base to merge")
+    log.warning("%s; merging all the same, as asked", message)
+
+
+def _adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
+    training = ("method", "data_hash", "quantization", "steps")
+    return {
+        "name": spec.path.resolve().name,
+        "sha256": file_sha256(spec.path / WEIGHTS),
+        "method": spec.method,
+        "r": spec.r or None,
+        "alpha": spec.alpha or None,
+        "trained_on": _without_folder(spec.base_model),
+        "training": {key: spec.record[key] for key in training if key in spec.record},
+    }
+
+
+def _without_folder(base: str | None) -> str | None:
+    """A hub id as it is; of a path its end, since an artifact tells nobody's folders."""
+    if base is not None and Path(base).expanduser().is_absolute():
+        return Path(base).name
+    return base
+
+
+def _write_shards(folder: Path, infos: dict[str, TensorInfo], source: WeightSource) -> None:
+    shards = list(_shards(infos))
+    total = sum(info.size * _BYTES[info.dtype] for info in infos.values())
+    with progress(f"writing {folder.name.strip('.').split('.')[0]}", total) as advance:
+
+        def read(name: str, start: int, stop: int) -> Float32Array:
+            values = source.rows(name, start, stop)
+            advance(values.size * _BYTES[infos[name].dtype])
+            return values
+
+        for number, shard in enumerate(shards, 1):
+            name = SINGLE if len(shards) == 1 else _shard_name(number, len(shards))
+            write_safetensors(folder / name, shard, read, {"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {
+            tensor: _shard_name(number, len(shards))
+            for number, shard in enumerate(shards, 1)
+            for tensor in shard
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)
+
+
+def _shards(infos: dict[str, TensorInfo]) -> Iterator[dict[str, TensorInfo]]:
+    """Consecutive tensors in groups of at most `MAX_SHARD_BYTES` (or one tensor)."""
+    shard: dict[str, TensorInfo] = {}
+    size = 0
+    for name, info in infos.items():
+        nbytes = info.size * _BYTES[info.dtype]
+        if shard and size + nbytes > MAX_SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = info
+        size += nbytes
+    yield shard
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number:05d}-of-{count:05d}.safetensors"

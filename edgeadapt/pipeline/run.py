@@ -1,0 +1,137 @@
+"""The whole of `edgeadapt run`, read from top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.console import log
+from edgeadapt.data.encode import Encoded
+from edgeadapt.devices import load_profile
+from edgeadapt.errors import InputError
+from edgeadapt.export import ModelToExport, open_model
+from edgeadapt.pipeline import stages
+from edgeadapt.pipeline.results import Evaluated, Results
+from edgeadapt.pipeline.stages import Adapted, Inputs
+from edgeadapt.pipeline.workspace import Workspace, locked
+from edgeadapt.planner import choose
+from edgeadapt.recipe import Recipe
+from edgeadapt.report import write_reports
+from edgeadapt.runtimes.registry import installed_runtimes
+from edgeadapt.weights import kv_bytes_per_token, parameter_count
+
+
+@dataclass(frozen=True)
+class Target:
+    """One artifact to make, and the devices it is for with the planner's reasons."""
+
+    format: str
+    quantization: str
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
+    """Train, export, evaluate and measure as the recipe says, and write the reports.
+
+    Args:
+        recipe: what to do.
+        root: folder of the run; stages that were done before are reused.
+        resume: continue training and other stages where an interruption left them.
+
+    Raises:
+        InputError: the recipe names something that does not exist or does not fit.
+        EdgeAdaptError: a stage failed; the stages before it are kept.
+    """
+    inputs = stages.find_inputs(recipe)
+    # Training changes no shape, so what will be exported is known, and checked, before it.
+    untrained = open_model(recipe.base, inputs.adapter, revision=recipe.revision)
+    targets = plan_targets(recipe, untrained)
+    held_out = stages.held_out_sequences(recipe, inputs)
+    with locked(root):
+        space = Workspace(root, resume=resume)
+        results = Results(recipe, inputs)
+        model = _adapt(space, recipe, inputs, results)
+        source = model.open(recipe)
+        reference = stages.reference_stage(space, recipe, inputs, model, held_out)
+        results.add_reference(reference)
+        for target in targets:
+            artifact, done = stages.export_stage(
+                space, recipe, inputs, model, source, target.format, target.quantization
+            )
+            results.add_artifact(artifact, target.reasons, done)
+            _measure(space, recipe, inputs, artifact, held_out, results)
+        if recipe.bench.reference:
+            bench = stages.bench_stage(
+                space, recipe, inputs.base, inputs.base_sha256, "torch", "base"
+            )
+            results.add_measurement(bench)
+        results.save(root)
+        write_reports(results.document(), root)
+    return results
+
+
+def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
+    """What to export: each format and quantization once, whoever asked for it.
+
+    Raises:
+        InputError: a device or format is unknown, or the model does not fit a device.
+    """
+    targets: dict[tuple[str, str], Target] = {}
+    for wish in recipe.export:
+        reasons = {}
+        if wish.device is not None:
+            choice = choose(
+                load_profile(wish.device),
+                parameters=parameter_count(source.source),
+                kv_bytes_per_token=kv_bytes_per_token(source.source.config),
+            )
+            format, quantization = choice.format, choice.quantization
+            reasons[wish.device] = choice.reason
+            log.info("%s", choice.reason)
+        else:
+            format, quantization = str(wish.format), str(wish.quantization)
+        _check_target(format, quantization)
+        target = targets.setdefault((format, quantization), Target(format, quantization))
+        target.reasons.update(reasons)
+    return list(targets.values())
+
+
+def _check_target(format: str, quantization: str) -> None:
+    from edgeadapt.converters.registry import get_converter
+
+    known = get_converter(format).quantizations
+    if quantization not in known:
+        raise InputError(
+            f"{format} has no quantization {quantization!r}; choose one of {', '.join(known)}"
+        )
+    installed_runtimes(format)
+
+
+def _adapt(space: Workspace, recipe: Recipe, inputs: Inputs, results: Results) -> Adapted:
+    if recipe.train is not None:
+        model, done = stages.train_stage(space, recipe, inputs)
+        results.add_adapter(model, done)
+        return model
+    if inputs.adapter is not None:
+        model = stages.adapted(inputs.adapter)
+        results.add_adapter(model, None)
+        return model
+    return Adapted(None, None, None, {})
+
+
+def _measure(
+    space: Workspace,
+    recipe: Recipe,
+    inputs: Inputs,
+    artifact: Artifact,
+    held_out: list[Encoded],
+    results: Results,
+) -> None:
+    for runtime in installed_runtimes(artifact.format):
+        scored = stages.evaluate_stage(space, recipe, inputs, artifact, runtime, held_out)
+        results.add_evaluation(Evaluated(artifact, runtime), scored)
+        bench = stages.bench_stage(
+            space, recipe, artifact.path, artifact.sha256(), runtime, artifact.quantization
+        )
+        results.add_measurement(bench)

@@ -1,0 +1,324 @@
+"""What each stage of a run does. A stage leaves its figures in JSON files in its folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.base_model import base_hash, file_sha256, resolve_base
+from edgeadapt.bench.run import bench_artifact
+from edgeadapt.console import log, progress
+from edgeadapt.data.encode import Encoded, encode_dataset
+from edgeadapt.data.examples import Example
+from edgeadapt.data.load import data_hash, load_examples
+from edgeadapt.data.source import resolve_data
+from edgeadapt.errors import InputError
+from edgeadapt.export import ModelToExport, export, merge_to_folder, open_model
+from edgeadapt.files import read_json, sha256_json, write_json
+from edgeadapt.jobs import Score, Scored, available_threads, sample, score
+from edgeadapt.pipeline.workspace import StageResult, Workspace
+from edgeadapt.recipe import Recipe
+from edgeadapt.runtimes.registry import get_runtime
+from edgeadapt.setup.llama_cpp import build_record
+from edgeadapt.tokenizer import ModelTokenizer
+
+TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+REFERENCE_TOOLS = ("torch", "transformers")
+EXPORT_TOOLS = {
+    "gguf": ("gguf", "llama-cpp-python"),
+    "onnx": ("onnxruntime-genai", "onnxruntime", "onnx-ir", "torch", "transformers"),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the recipe names, found and hashed."""
+
+    base: Path
+    base_sha256: str
+    train_data: Path | None
+    held_out: Path | None
+    adapter: Path | None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The adapter of the run, trained here or given; `model` is a fully trained model instead."""
+
+    adapter: Path | None
+    model: Path | None
+    sha256: str | None
+    """Of its weights."""
+    record: dict[str, Any]
+    identity: str | None = None
+    """Of all that shapes the merge: the weights, and the config that scales them."""
+
+    def open(self, recipe: Recipe) -> ModelToExport:
+        """The model to export."""
+        if self.model is not None:
+            return open_model(str(self.model))
+        return open_model(recipe.base, self.adapter, revision=recipe.revision)
+
+
+def find_inputs(recipe: Recipe) -> Inputs:
+    """Resolve everything the recipe names, before any work begins.
+
+    Raises:
+        InputError: something is missing.
+    """
+    train_data, held_out = None, None
+    if recipe.data.train is not None:
+        train_data, held_out = resolve_data(recipe.data.train)
+    if recipe.data.held_out is not None:
+        held_out, brought = resolve_data(recipe.data.held_out)
+        held_out = brought or held_out
+    if train_data is not None and recipe.train is not None:
+        load_examples(train_data)  # a malformed row is better named now
+    adapter = Path(recipe.adapter).expanduser() if recipe.adapter else None
+    base = resolve_base(recipe.base, revision=recipe.revision)
+    return Inputs(base, base_hash(base), train_data, held_out, adapter)
+
+
+def train_stage(space: Workspace, recipe: Recipe, inputs: Inputs) -> tuple[Adapted, StageResult]:
+    """Train the adapter."""
+    from edgeadapt.training.train import train
+
+    settings, data = recipe.train, inputs.train_data
+    assert settings is not None and data is not None
+    key = {
+        "base": inputs.base_sha256,
+        "data": data_hash(data),
+        "held_out": data_hash(inputs.held_out) if inputs.held_out else None,
+        "settings": settings.model_dump(mode="json", exclude={"save_every_s"}),
+    }
+
+    def work(folder: Path) -> None:
+        out = folder / "adapter"
+        if not out.exists():  # else it was finished just before an interruption
+            train(
+                inputs.base, data, inputs.held_out, settings, out,
+                base_spec=recipe.base, work=folder / "work",
+            )  # fmt: skip
+        shutil.rmtree(folder / "work", ignore_errors=True)
+
+    result = space.stage("train", key, work, tools=TRAINING_TOOLS)
+    return adapted(result.folder / "adapter"), result
+
+
+def adapted(path: Path) -> Adapted:
+    """Describe an adapter folder, or a fully trained model folder."""
+    record_path = path / "edgeadapt.json"
+    record = _read_optional(record_path)
+    if (path / "adapter_config.json").is_file():
+        digest = file_sha256(path / "adapter_model.safetensors")
+        identity = sha256_json([digest, file_sha256(path / "adapter_config.json")])
+        return Adapted(path, None, digest, record, identity)
+    digest = base_hash(path)
+    return Adapted(None, path, digest, record, digest)
+
+
+def reference_stage(
+    space: Workspace,
+    recipe: Recipe,
+    inputs: Inputs,
+    model: Adapted,
+    held_out: list[Encoded],
+) -> StageResult:
+    """Score the plain base and the merged model in torch, float32, and sample the base."""
+    prompts = sample_prompts(recipe, inputs)
+    key = {
+        "base": inputs.base_sha256,
+        "adapter": model.identity,
+        "held_out": _encoded_key(held_out),
+        "prompts": prompts,
+        "answer_tokens": recipe.evaluate.answer_tokens,
+    }
+
+    def work(folder: Path) -> None:
+        figures = {"base": _scored(inputs.base, held_out, "perplexity of the base (torch)")}
+        answers = _answers(inputs.base, prompts, recipe.evaluate.answer_tokens, "base (torch)")
+        if model.sha256 is not None:
+            merged = folder / "merged"
+            shutil.rmtree(merged, ignore_errors=True)
+            merge_to_folder(model.open(recipe), merged)
+            title = "perplexity of the merged model (torch)"
+            figures["merged"] = _scored(merged, held_out, title)
+            shutil.rmtree(merged)
+        write_json(folder / "perplexity.json", figures)
+        write_json(folder / "answers.json", answers)
+
+    return space.stage("reference", key, work, tools=REFERENCE_TOOLS)
+
+
+def export_stage(
+    space: Workspace,
+    recipe: Recipe,
+    inputs: Inputs,
+    model: Adapted,
+    source: ModelToExport,
+    format: str,
+    quantization: str,
+) -> tuple[Artifact, StageResult]:
+    """Write one artifact."""
+    key = {
+        "base": inputs.base_sha256,
+        "adapter": model.identity,
+        "format": format,
+        "quantization": quantization,
+    }
+    name = f"{recipe.name}-{quantization}"
+    name = f"{name}.gguf" if format == "gguf" else name
+
+    def work(folder: Path) -> None:
+        path = folder / name
+        if path.exists():  # published whole just before an interruption
+            return
+        export(source, format, quantization, path)
+
+    tools = EXPORT_TOOLS.get(format, ())
+    result = space.stage(f"export-{format}-{quantization}", key, work, tools=tools)
+    return open_artifact(result.folder / name), result
+
+
+def evaluate_stage(
+    space: Workspace,
+    recipe: Recipe,
+    inputs: Inputs,
+    artifact: Artifact,
+    runtime: str,
+    held_out: list[Encoded],
+) -> StageResult:
+    """Perplexity and sample answers of an artifact on its runtime."""
+    prompts = sample_prompts(recipe, inputs)
+    key = {
+        "artifact": artifact.sha256(),
+        "runtime": _engine(runtime),
+        "held_out": _encoded_key(held_out),
+        "prompts": prompts,
+        "answer_tokens": recipe.evaluate.answer_tokens,
+    }
+    label = f"{artifact.quantization} on {runtime}"
+
+    def work(folder: Path) -> None:
+        figures = _scored(artifact.path, held_out, f"perplexity of {label}", runtime)
+        answers = _answers(artifact.path, prompts, recipe.evaluate.answer_tokens, label, runtime)
+        write_json(folder / "perplexity.json", figures)
+        write_json(folder / "answers.json", answers)
+
+    name = f"evaluate-{artifact.quantization}-{runtime}"
+    return space.stage(name, key, work)
+
+
+def bench_stage(
+    space: Workspace, recipe: Recipe, path: Path, sha256: str, runtime: str, label: str
+) -> StageResult:
+    """Latency and memory of an artifact on a runtime."""
+    from edgeadapt.bench.machine import this_machine
+
+    settings = recipe.bench
+    threads = settings.threads or available_threads()
+    machine = this_machine()
+    key = {
+        "artifact": sha256,
+        "runtime": _engine(runtime),
+        "settings": settings.model_dump(mode="json", exclude={"reference"}),
+        "threads": threads,
+        "machine": [machine.cpu, machine.available_cores, machine.memory_bytes],
+    }
+
+    def work(folder: Path) -> None:
+        measurement = bench_artifact(
+            path,
+            runtime=runtime,
+            threads=threads,
+            prompt_tokens=settings.prompt_tokens,
+            decode_tokens=settings.decode_tokens,
+            repetitions=settings.repetitions,
+        )
+        write_json(folder / "measurement.json", measurement.model_dump(mode="json"))
+
+    return space.stage(f"bench-{label}-{runtime}", key, work)
+
+
+def _engine(name: str) -> dict[str, Any]:
+    """What a runtime's figures depend on: one version of llama.cpp is built in many ways."""
+    built = build_record() if name == "llama-cpp" else None
+    return {"name": name, "version": get_runtime(name).version(), "build": built}
+
+
+def held_out_sequences(recipe: Recipe, inputs: Inputs) -> list[Encoded]:
+    """The held-out examples that everything is scored on, as the same tokens.
+
+    Raises:
+        InputError: the recipe has no held-out data.
+    """
+    if inputs.held_out is None:
+        raise InputError(
+            "the recipe names no held-out data, so nothing can be scored; give data.held_out"
+        )
+    return encode_dataset(
+        inputs.held_out,
+        ModelTokenizer.from_folder(inputs.base),
+        recipe.evaluate.max_tokens,
+        limit=recipe.evaluate.held_out_examples,
+    )
+
+
+def sample_prompts(recipe: Recipe, inputs: Inputs) -> list[str]:
+    """The recipe's sample questions, or three from the held-out data."""
+    if recipe.evaluate.prompts or inputs.held_out is None:
+        return list(recipe.evaluate.prompts)
+    questions = [q for q in map(_question, load_examples(inputs.held_out)) if q]
+    return [questions[i * len(questions) // 3] for i in range(min(3, len(questions)))]
+
+
+def _question(example: Example) -> str | None:
+    if example.prompt is not None:
+        return example.prompt
+    for message in example.messages or ():
+        if message["role"] == "user":
+            return str(message["content"])
+    return None
+
+
+def _scored(
+    path: Path, held_out: list[Encoded], title: str, runtime: str | None = None
+) -> dict[str, Any]:
+    sequences = [Scored(example.ids, example.scored) for example in held_out]
+    with progress(title, len(sequences), "examples") as advance:
+        result: Score = score(path, sequences, runtime=runtime, on_progress=advance)
+    log.info("%s: %.2f", title, result.perplexity)
+    return {
+        "perplexity": result.perplexity,
+        "nll_sum": sum(result.nll),
+        "tokens": sum(result.tokens),
+        "examples": len(sequences),
+    }
+
+
+def _answers(
+    path: Path, prompts: list[str], max_tokens: int, label: str, runtime: str | None = None
+) -> list[dict[str, Any]]:
+    if not prompts:
+        return []
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    with progress(f"sample answers of {label}", len(prompts), "answers") as advance:
+        answers = sample(
+            path, conversations, max_tokens=max_tokens, runtime=runtime, on_progress=advance
+        )
+    return [
+        {"prompt": prompt, "answer": answer.text, "finished": answer.finished}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _encoded_key(held_out: list[Encoded]) -> str:
+    return sha256_json([[example.ids, example.scored] for example in held_out])
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    record = read_json(path) if path.is_file() else {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,118 @@
+"""A recipe: everything that `edgeadapt run` does, in one YAML file."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from edgeadapt.errors import InputError
+from edgeadapt.training.settings import TrainSettings
+from edgeadapt.yaml_model import parse_yaml
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """Where the examples are."""
+
+    train: str | None = Field(None, description="file, folder, or python-docs; none: no training")
+    held_out: str | None = Field(None, description="never trained on; python-docs brings its own")
+
+
+class ExportSection(_Section):
+    """One artifact: for a device, or of a format and quantization."""
+
+    device: str | None = Field(None, description="a profile's name, or a YAML file")
+    format: str | None = Field(None, description="gguf or onnx")
+    quantization: str | None = Field(None, description="as --quant")
+
+    @model_validator(mode="after")
+    def _device_or_format(self) -> Self:
+        if self.device is None and (self.format is None or self.quantization is None):
+            raise ValueError("give device, or format and quantization")
+        if self.device is not None and (self.format or self.quantization):
+            raise ValueError("give device, or format and quantization, not both")
+        return self
+
+
+class EvaluateSection(_Section):
+    """What every artifact is asked, on its own runtime."""
+
+    held_out_examples: int = Field(128, ge=1, description="scored for perplexity")
+    max_tokens: int = Field(512, ge=2, description="longer examples are cut")
+    prompts: tuple[str, ...] = Field((), description="sample questions; default: from held-out")
+    answer_tokens: int = Field(64, ge=1)
+
+
+class BenchSection(_Section):
+    """How latency and memory are measured."""
+
+    prompt_tokens: int = Field(128, ge=1)
+    decode_tokens: int = Field(64, ge=1)
+    repetitions: int = Field(5, ge=1)
+    threads: int | None = Field(None, ge=1, description="default: this machine's cores")
+    reference: bool = Field(True, description="measure torch on the plain base beside them")
+
+
+class Recipe(_Section):
+    """One run, from a base model to measured artifacts."""
+
+    name: str = Field(description="the run lies in runs/<name>")
+    base: str = Field(description="folder, GGUF file, hub id or `default`")
+    revision: str | None = Field(None, description="of a hub id")
+    data: DataSection = DataSection()
+    train: TrainSettings | None = None
+    adapter: str | None = Field(None, description="a ready adapter, in place of training")
+    export: tuple[ExportSection, ...] = Field(min_length=1)
+    evaluate: EvaluateSection = EvaluateSection()
+    bench: BenchSection = BenchSection()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("use letters, digits, dots, dashes and underscores: it names a folder")
+        return name
+
+    @model_validator(mode="after")
+    def _train_or_adapter(self) -> Self:
+        if self.train is not None and self.adapter is not None:
+            raise ValueError("give train or adapter, not both")
+        if self.train is not None and self.data.train is None:
+            raise ValueError("train needs data.train")
+        if self.train is not None and self.train.method == "prefix":
+            raise ValueError(
+                "train.method prefix changes no weight, so nothing could be exported; use another "
+                "method, or `edgeadapt train`"
+            )
+        return self
+
+
+def load_recipe(spec: str) -> Recipe:
+    """Read a recipe file, or the built-in one of that name (`demo`).
+
+    Raises:
+        InputError: there is none, or it does not say what a recipe must; names the field.
+    """
+    path = Path(spec)
+    if path.is_file():
+        return parse_recipe(path.read_text(encoding="utf-8", errors="replace"), spec)
+    built_in = files("edgeadapt.recipes").joinpath(f"{spec}.yaml")
+    if re.fullmatch(r"[a-z0-9-]+", spec) and built_in.is_file():
+        return parse_recipe(built_in.read_text(encoding="utf-8"), spec)
+    raise InputError(f"there is no recipe {spec}; give a YAML file, or the built-in recipe `demo`")
+
+
+def parse_recipe(text: str, origin: str) -> Recipe:
+    """Check the text of a recipe; `origin` names it in messages.
+
+    Raises:
+        InputError: it is not YAML, or a field is missing, unknown or wrong.
+    """
+    return parse_yaml(text, origin, Recipe)

@@ -1,0 +1,28 @@
+"""What a person reads after a run: a summary on the terminal, Markdown, and one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeadapt.files import atomic_file
+from edgeadapt.report.html import render_html
+from edgeadapt.report.markdown import render_markdown
+from edgeadapt.report.terminal import summary
+
+__all__ = ["summary", "write_reports"]
+
+
+def write_reports(document: dict[str, Any], root: Path) -> None:
+    """Write `report.md` and `report.html` into the run's folder.
+
+    Args:
+        document: what `run.json` says.
+        root: the run's folder.
+    """
+    for name, text in (
+        ("report.md", render_markdown(document)),
+        ("report.html", render_html(document)),
+    ):
+        with atomic_file(root / name, overwrite=True) as partial:
+            partial.write_text(text, encoding="utf-8")

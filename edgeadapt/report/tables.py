@@ -1,0 +1,194 @@
+"""A run's figures as tables, the same for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; numbers are formatted already."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    """How the figures were obtained."""
+    numeric: frozenset[int] = frozenset()
+    """Columns to align at the right."""
+
+
+def verdict(document: dict[str, Any]) -> list[str]:
+    """The run in a few sentences, the most important first."""
+    figures = document["perplexity"]
+    lines = []
+    if "base" in figures and figures.get("reduction") is not None:
+        adapted = figures.get("live") or figures["merged"]
+        lines.append(
+            f"Training took held-out perplexity from {figures['base']['perplexity']:.1f} to "
+            f"{adapted['perplexity']:.1f}, {100 * figures['reduction']:.0f}% lower."
+        )
+    kept = [row for row in figures["artifacts"] if row["gain_kept"] is not None]
+    for row in kept:
+        lines.append(
+            f"{row['quantization']} on {row['runtime']} keeps {100 * row['gain_kept']:.0f}% of "
+            f"that gain (perplexity {row['perplexity']:.1f})."
+        )
+    return lines
+
+
+def all_tables(document: dict[str, Any]) -> list[Table]:
+    """Every table of the report, in reading order."""
+    return [
+        table
+        for table in (
+            _artifacts(document),
+            _perplexity(document),
+            _speed(document),
+            _memory(document),
+            _stages(document),
+        )
+        if table.rows
+    ]
+
+
+def _artifacts(document: dict[str, Any]) -> Table:
+    rows = [
+        (
+            Path(artifact["path"]).name,
+            artifact["format"],
+            artifact["quantization"],
+            f"{artifact['bytes'] / MIB:.1f}",
+            ", ".join(artifact["devices"]) or "-",
+        )
+        for artifact in document["artifacts"]
+    ]
+    return Table(
+        "Artifacts",
+        ("Artifact", "Format", "Quantization", "MiB", "For"),
+        tuple(rows),
+        numeric=frozenset({3}),
+    )
+
+
+_STATES = {
+    "base": ("base, float32", "torch"),
+    "trained_base": ("base as trained on", "torch"),
+    "live": ("adapter, live", "torch"),
+    "merged": ("merged, float32", "torch"),
+}
+
+
+def _perplexity(document: dict[str, Any]) -> Table:
+    figures = document["perplexity"]
+    rows = [
+        (label, engine, f"{figures[key]['perplexity']:.2f}", "-")
+        for key, (label, engine) in _STATES.items()
+        if key in figures
+    ]
+    rows += [
+        (
+            row["quantization"],
+            row["runtime"],
+            f"{row['perplexity']:.2f}",
+            "-" if row["gain_kept"] is None else f"{100 * row['gain_kept']:.1f}%",
+        )
+        for row in figures["artifacts"]
+    ]
+    base = figures.get("base", {})
+    return Table(
+        "Held-out perplexity",
+        ("Model", "Engine", "Perplexity", "Gain kept"),
+        tuple(rows),
+        f"{base.get('examples', 0)} held-out examples, {base.get('tokens', 0)} scored tokens, the "
+        "same for every row. Gain kept: share of the drop in log perplexity from the float base "
+        "to the merged float model.",
+        frozenset({2, 3}),
+    )
+
+
+def _speed(document: dict[str, Any]) -> Table:
+    rows = []
+    for m in document["measurements"]:
+        rows.append(
+            (
+                _label(m),
+                m["runtime"]["name"],
+                f"{m['load_s']:.2f}",
+                f"{1000 * m['ttft_s']['median']:.0f}",
+                f"{m['prefill_tps']['median']:.0f}",
+                f"{m['decode_tps']['median']:.1f}",
+                f"{m['decode_tps']['p5']:.0f}-{m['decode_tps']['p95']:.0f}",
+            )
+        )
+    return Table(
+        "Speed on this machine",
+        ("Model", "Engine", "Load s", "TTFT ms", "Prefill", "Decode", "p5-p95"),
+        tuple(rows),
+        _how_measured(document),
+        frozenset({2, 3, 4, 5, 6}),
+    )
+
+
+def _memory(document: dict[str, Any]) -> Table:
+    rows = []
+    for m in document["measurements"]:
+        memory = m["memory"]
+        rows.append(
+            (
+                _label(m),
+                m["runtime"]["name"],
+                _mib(memory["peak_rss"]),
+                _mib(memory["peak_anonymous"]),
+                _mib(memory["peak_file_backed"]),
+            )
+        )
+    return Table(
+        "Memory of the measured process",
+        ("Model", "Engine", "Peak MiB", "Anonymous", "File-backed"),
+        tuple(rows),
+        "Resident memory, interpreter and libraries included; peaks of the two kinds may be of "
+        "different moments. File-backed pages can be given back to the system and read again.",
+        frozenset({2, 3, 4}),
+    )
+
+
+def _stages(document: dict[str, Any]) -> Table:
+    rows = [
+        (stage["folder"], f"{stage['seconds']:.1f}", "yes" if stage["reused"] else "no")
+        for stage in document["stages"]
+    ]
+    return Table(
+        "Stages",
+        ("Folder", "Seconds", "Reused"),
+        tuple(rows),
+        "A reused stage shows the time that it took when it was made.",
+        frozenset({1}),
+    )
+
+
+def _label(measurement: dict[str, Any]) -> str:
+    artifact = measurement["artifact"]
+    return "base, float32" if artifact["format"] == "hf" else str(artifact["quantization"])
+
+
+def _mib(value: int | None) -> str:
+    return "-" if value is None else f"{value / MIB:.0f}"
+
+
+def _how_measured(document: dict[str, Any]) -> str:
+    if not document["measurements"]:
+        return ""
+    m = document["measurements"][0]
+    machine, settings = m["machine"], m["settings"]
+    return (
+        f"{machine['cpu']}, {m['runtime']['threads_in_use']} threads; "
+        f"{settings['prompt_tokens']} prompt and {settings['decode_tokens']} decode tokens, "
+        f"medians of {settings['repetitions']} after a warm-up; page cache "
+        f"{m['page_cache']['state']} at load. Prefill and decode in tokens per second; "
+        "TTFT is the time to first token."
+    )

@@ -1,0 +1,1 @@
+"""Native libraries built for the CPU at hand: what to ask the compiler for, and proof it runs."""
