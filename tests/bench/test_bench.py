@@ -1,0 +1,205 @@
+"""A measurement is complete, honest about the page cache, and survives a round trip."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeadapt.bench import machine, memory, pagecache
+from edgeadapt.bench.measurement import Distribution, Measurement
+from edgeadapt.bench.protocol import prompt_ids, repetition
+from edgeadapt.bench.run import bench_all, bench_artifact
+from edgeadapt.bench.table import render
+from edgeadapt.cli import cli
+from edgeadapt.errors import CorruptFileError, InputError
+from edgeadapt.files import sha256_file
+from edgeadapt.jobs import open_here
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+SHORT = {"prompt_tokens": 20, "decode_tokens": 6, "repetitions": 3, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_gguf: Path) -> Measurement:
+    return bench_artifact(tiny_gguf, **SHORT)
+
+
+def test_every_figure_of_a_run_is_there(measured: Measurement, tiny_gguf: Path) -> None:
+    assert measured.artifact.sha256 == sha256_file(tiny_gguf)
+    assert measured.artifact.size_bytes == tiny_gguf.stat().st_size
+    assert measured.artifact.quantization == "F32"
+    assert measured.runtime.version
+    assert measured.runtime.build["features"]
+    assert (measured.runtime.threads_requested, measured.runtime.threads_in_use) == (1, 1)
+    assert measured.settings.context == 256
+    for values in (measured.ttft_s, measured.prefill_tps, measured.decode_tps):
+        assert values.count == len(values.samples) == 3
+        assert 0 < values.p5 <= values.median <= values.p95
+    assert measured.decode_step_s.count == 18
+    assert measured.load_s > 0
+    assert measured.first_answer_s > 0
+    assert measured.machine.cpu
+    assert measured.machine.available_cores >= 1
+    assert 0 <= measured.machine.busy <= 1
+
+
+def test_speeds_are_counts_over_times(measured: Measurement) -> None:
+    for seconds, speed in zip(measured.ttft_s.samples, measured.prefill_tps.samples, strict=True):
+        assert speed == pytest.approx(20 / seconds)
+
+
+@linux_only
+def test_memory_is_split_and_grows_with_the_phases(measured: Measurement) -> None:
+    taken = measured.memory
+    assert list(taken.phases) == ["before_load", "loaded", "warmed_up", "finished"]
+    assert taken.peak_rss is not None
+    assert taken.at_peak is not None
+    assert taken.phases["before_load"].rss < taken.phases["finished"].rss <= taken.peak_rss * 1.01
+    assert taken.at_peak.rss == pytest.approx(taken.peak_rss, rel=0.03)
+    assert taken.peak_anonymous >= taken.phases["finished"].anonymous
+    assert taken.at_peak.pss <= taken.at_peak.rss
+
+
+def test_a_measurement_survives_json(measured: Measurement) -> None:
+    text = measured.model_dump_json()
+    assert json.loads(text)["schema_version"] == 1
+    assert Measurement.model_validate_json(text) == measured
+
+
+@linux_only
+def test_warm_and_cold_are_measured_not_assumed(tiny_gguf: Path, measured: Measurement) -> None:
+    assert measured.page_cache.state == "warm"
+    assert measured.page_cache.resident_before_load == 1.0
+    cold = bench_artifact(tiny_gguf, cold=True, **SHORT)
+    assert cold.page_cache.state == "cold"
+    fraction = cold.page_cache.resident_before_load
+    assert fraction is not None
+    if fraction:  # a file system that keeps pages, such as tmpfs: then the note must say so
+        assert "not fully cold" in render([cold])
+
+
+@linux_only
+def test_pages_are_counted_dropped_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(3_000_001))
+    pagecache.read_once([path])
+    assert pagecache.resident_fraction([path]) == 1.0
+    assert pagecache.drop([path])
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        if pagecache.resident_fraction([path]) == 0.0:  # not so on tmpfs
+            os.pread(file.fileno(), 1, 0)
+            assert 0 < pagecache.resident_fraction([path]) < 1
+    pagecache.read_once([path])
+    assert pagecache.resident_fraction([path]) == 1.0
+    (tmp_path / "empty").touch()
+    assert pagecache.resident_fraction([tmp_path / "empty"]) is None
+
+
+@linux_only
+def test_memory_that_this_process_takes_is_seen() -> None:
+    before = memory.memory_point("self")
+    block = bytearray(os.urandom(1)) * 30_000_000
+    after = memory.memory_point("self")
+    assert before is not None
+    assert after is not None
+    assert 29_000_000 < after.anonymous - before.anonymous < 40_000_000
+    assert memory.high_water("self") >= len(block)
+    assert memory.memory_point(2**22 + 1) is None
+    assert memory.high_water(2**22 + 1) is None
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))
+def test_percentiles_lie_in_order_within_the_samples(values: list[float]) -> None:
+    made = Distribution.of(values)
+    assert min(values) <= made.p5 <= made.median <= made.p95 <= max(values)
+    assert made.samples == tuple(values)
+
+
+def test_a_repetition_is_plain_greedy_decoding(tiny_gguf: Path) -> None:
+    session = open_here(tiny_gguf, context=64, threads=1)
+    prompt = prompt_ids(session, 30)
+    assert len(prompt) == 30
+    done = repetition(session, prompt, 10)
+    expected = list(prompt)
+    for _ in range(11):
+        expected.append(int(session.all_logits(expected)[-1].argmax()))
+    assert done.tokens == expected[30:]
+    assert len(done.steps_s) == 10
+    session.close()
+
+
+def test_cpu_names_and_flags_of_both_architectures() -> None:
+    x86 = "processor : 0\nmodel name\t: AMD Ryzen 7\nflags\t\t: fpu avx avx2 fma junk\n"
+    arm = "processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0b\n"
+    assert machine.cpu_name(x86) == "AMD Ryzen 7"
+    assert machine.cpu_flags(x86) == ("avx", "avx2", "fma")
+    assert machine.cpu_flags(arm) == ("asimd", "asimddp")
+    assert machine.cpu_flags("") == ()
+
+
+def test_wrong_requests_are_refused_before_anything_runs(tiny_gguf: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="need a context of 26; --context is 16"):
+        bench_artifact(tiny_gguf, context=16, **SHORT)
+    with pytest.raises(InputError, match="does not load"):
+        bench_artifact(tiny_gguf, runtime="torch")
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny_gguf.read_bytes()[:5000])
+    with pytest.raises(CorruptFileError, match=r"cut\.gguf"):
+        bench_all([tiny_gguf, cut], **SHORT)
+
+
+def test_the_table_fits_eighty_columns(measured: Measurement) -> None:
+    long = measured.model_copy(
+        update={
+            "artifact": measured.artifact.model_copy(
+                update={
+                    "path": "/models/some-rather-long-name-of-a-model-0.5B-Instruct.Q4_K_M.gguf"
+                }
+            )
+        }
+    )
+    text = render([measured, long])
+    assert max(map(len, text.splitlines())) <= 80
+    joined = "".join(text.split())
+    assert "tiny.gguf" in joined
+    assert "warm:100%" in joined
+    for values in (measured.decode_tps, long.decode_tps):
+        assert f"{values.median:.1f}" in text
+
+
+def test_the_table_says_when_others_were_computing(measured: Measurement) -> None:
+    def with_busy(share: float) -> str:
+        machine = measured.machine.model_copy(update={"busy": share})
+        return render([measured.model_copy(update={"machine": machine})])
+
+    assert "Other programs used 30% of the CPU" in with_busy(0.3)
+    assert "Other programs" not in with_busy(0.02)
+
+
+def test_the_command_prints_json_and_writes_it(tiny_gguf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    options = "--prompt-tokens 8 --decode-tokens 4 --repetitions 1 --threads 1 --runtime all --json"
+    arguments = ["bench", str(tiny_gguf), str(tiny_gguf), *options.split(), "--out", str(out)]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    records = json.load(io.StringIO(done.stdout))
+    assert len(records) == 2
+    assert records == json.loads(out.read_text())
+    assert Measurement.model_validate(records[0]).runtime.name == "llama-cpp"
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["bench", str(tmp_path / "nothing.gguf")])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: ")
+    assert "nothing.gguf does not exist" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,43 @@
+"""Shared set-up: no test reaches a network, and each has a cache folder of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+settings.register_profile("edgeadapt", deadline=None)  # no test fails for being slow
+settings.load_profile("edgeadapt")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep what a test caches out of the user's cache, and out of other tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama as a Hugging Face folder; not to be changed."""
+    from tests.tiny import save_llama
+
+    return save_llama(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_model: Path) -> Path:
+    """The same model as an F32 GGUF file; not to be changed."""
+    pytest.importorskip("llama_cpp")
+    from edgeadapt.converters.base import ConversionRequest
+    from edgeadapt.converters.gguf.converter import GgufConverter
+    from edgeadapt.safetensors_io import SafetensorsSource
+
+    request = ConversionRequest(SafetensorsSource(tiny_model), tiny_model, "F32", "tiny", threads=2)
+    return GgufConverter().convert(request, tiny_model.parent / "tiny.gguf").path

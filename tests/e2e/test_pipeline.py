@@ -1,0 +1,122 @@
+"""The whole pipeline on the real model: killed in the middle, resumed, and what it made used."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+RECIPE = """
+name: small
+base: default
+data: {train: python-docs}
+train: {method: qlora, r: 8, max_steps: 6, max_tokens: 128, held_out_examples: 8, save_every_s: 0}
+export:
+  - {format: gguf, quantization: Q4_K_M}
+evaluate: {held_out_examples: 8, max_tokens: 128, answer_tokens: 8}
+bench: {prompt_tokens: 32, decode_tokens: 8, repetitions: 2, reference: false}
+"""
+
+
+def edgeadapt(*arguments: object, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeadapt", *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed while training, and continued."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.yaml").write_text(RECIPE)
+    with subprocess.Popen(
+        [sys.executable, "-m", "edgeadapt", "run", "small.yaml"],
+        cwd=folder, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and not list(folder.rglob("checkpoint-*/complete*")):
+            assert process.poll() is None, "it ended before a checkpoint was written"
+            time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+    assert not list((folder / "runs/small").glob("train-*")), "training had ended already"
+    resumed = edgeadapt("run", "small.yaml", "--resume", folder=folder, timeout=1200)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from step" in resumed.stderr
+    return folder
+
+
+def test_the_killed_run_ends_with_all_its_steps(run: Path) -> None:
+    document = json.loads((run / "runs/small/run.json").read_text())
+    assert document["adapter"]["steps"] == 6
+    assert len(document["adapter"]["losses"]) == 6
+    names = [p.name for p in (run / "runs/small").iterdir() if p.name.endswith(".partial")]
+    assert names == []
+
+
+def test_running_again_does_nothing(run: Path) -> None:
+    again = edgeadapt("run", "small.yaml", "--json", folder=run, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert all(stage["reused"] for stage in json.loads(again.stdout)["stages"])
+
+
+def test_the_adapter_is_a_plain_peft_folder(run: Path) -> None:
+    from peft import PeftConfig
+
+    document = json.loads((run / "runs/small/run.json").read_text())
+    config = PeftConfig.from_pretrained(document["adapter"]["path"])
+    assert config.r == 8 and config.base_model_name_or_path == "default"
+
+
+def test_export_merge_and_chat_with_what_was_trained(run: Path, tmp_path: Path) -> None:
+    document = json.loads((run / "runs/small/run.json").read_text())
+    adapter = document["adapter"]["path"]
+    exported = edgeadapt(
+        "export", "--base", "default", "--adapter", adapter, "--format", "gguf",
+        "--quant", "Q4_K_M", "--out", tmp_path / "m.gguf", folder=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
+    artifact = Path(document["artifacts"][0]["path"])
+    assert tensor_bytes(tmp_path / "m.gguf") == tensor_bytes(artifact)
+    merged = edgeadapt(
+        "merge", "--base", "default", "--adapter", adapter, "--out", tmp_path / "merged",
+        folder=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert merged.returncode == 0, merged.stderr
+    chat = edgeadapt(
+        "chat", artifact, "--prompt", "What is two plus two?", "--max-tokens", "16",
+        folder=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert chat.returncode == 0 and chat.stdout.strip(), chat.stderr
+
+
+def tensor_bytes(path: Path) -> dict[str, bytes]:
+    from gguf import GGUFReader
+
+    return {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(path).tensors}
+
+
+def test_the_export_imports_nothing_heavy(run: Path, tmp_path: Path) -> None:
+    """The common methods are merged and converted without torch, transformers or peft."""
+    adapter = json.loads((run / "runs/small/run.json").read_text())["adapter"]["path"]
+    code = (
+        "import sys\n"
+        "from edgeadapt.cli import cli\n"
+        f"cli(['export', '--base', 'default', '--adapter', {adapter!r}, '--format', 'gguf',"
+        " '--quant', 'Q8_0', '--out', 'm.gguf', '-q'], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'peft', 'llama_cpp', 'onnxruntime'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,146 @@
+"""A whole run on a tiny model: every stage for real, in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeadapt.artifact import open_artifact
+from edgeadapt.errors import InputError
+from edgeadapt.pipeline import run_recipe
+from edgeadapt.recipe import Recipe, parse_recipe
+from tests.tiny import save_llama
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("onnxruntime_genai")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    save_llama(folder / "base", hidden=64, layers=2)
+    for name, count in (("train", 12), ("held", 4)):
+        lines = [
+            json.dumps({"prompt": f"What is {name} {i}?", "completion": f"It is {i} dogs."})
+            for i in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def recipe_of(folder: Path, **changes: Any) -> Recipe:
+    import yaml
+
+    values = {
+        "name": "tiny",
+        "base": str(folder / "base"),
+        "data": {"train": str(folder / "train.jsonl"), "held_out": str(folder / "held.jsonl")},
+        "train": {"method": "lora", "r": 4, "max_steps": 4, "learning_rate": 0.01},
+        "export": [
+            {"format": "gguf", "quantization": "Q8_0"},
+            {"format": "onnx", "quantization": "fp32"},
+        ],
+        "evaluate": {"answer_tokens": 4},
+        "bench": {"prompt_tokens": 8, "decode_tokens": 4, "repetitions": 2, "threads": 1},
+    }
+    return parse_recipe(yaml.safe_dump(values | changes), "test")
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path) -> tuple[Recipe, Path, dict[str, Any]]:
+    recipe = recipe_of(workplace)
+    document = run_recipe(recipe, workplace / "runs/tiny").document()
+    return recipe, workplace / "runs/tiny", document
+
+
+def test_every_figure_is_in_run_json(finished: tuple[Recipe, Path, dict[str, Any]]) -> None:
+    _, root, document = finished
+    stored = json.loads((root / "run.json").read_text())
+    assert stored == json.loads(json.dumps(document))
+    assert {"base", "adapter", "artifacts", "measurements", "perplexity"} <= set(stored)
+    for artifact in stored["artifacts"]:
+        opened = open_artifact(Path(artifact["path"]))
+        assert opened.sha256() == artifact["sha256"]
+        assert (opened.format, opened.quantization) == (
+            artifact["format"], artifact["quantization"],
+        )  # fmt: skip
+    runtimes = {row["runtime"]["name"] for row in stored["measurements"]}
+    assert runtimes == {"llama-cpp", "ort-genai", "onnxruntime", "torch"}
+
+
+def test_float_artifacts_score_as_the_merged_model(
+    finished: tuple[Recipe, Path, dict[str, Any]],
+) -> None:
+    figures = finished[2]["perplexity"]
+    assert figures["merged"]["perplexity"] < figures["base"]["perplexity"]
+    assert figures["live"]["perplexity"] == pytest.approx(figures["merged"]["perplexity"], rel=1e-4)
+    for row in figures["artifacts"]:
+        tolerance = 1e-3 if row["quantization"] == "fp32" else 5e-2
+        expected = figures["merged"]["perplexity"]
+        assert row["perplexity"] == pytest.approx(expected, rel=tolerance), row["runtime"]
+
+
+def test_a_second_run_does_nothing(finished: tuple[Recipe, Path, dict[str, Any]]) -> None:
+    recipe, root, document = finished
+    artifacts = {a["path"]: Path(a["path"]).stat().st_mtime_ns for a in document["artifacts"]}
+    again = run_recipe(recipe, root).document()
+    assert all(stage["reused"] for stage in again["stages"])
+    assert again["perplexity"] == document["perplexity"]
+    assert all(Path(path).stat().st_mtime_ns == time for path, time in artifacts.items())
+
+
+def test_reports_hold_the_figures(finished: tuple[Recipe, Path, dict[str, Any]]) -> None:
+    _, root, document = finished
+    for name in ("report.md", "report.html"):
+        text = (root / name).read_text()
+        assert f"{document['perplexity']['base']['perplexity']:.2f}" in text
+        assert "Q8_0" in text and "ort-genai" in text
+        assert "What is held 0?" in text
+
+
+def test_a_given_adapter_needs_no_training(
+    finished: tuple[Recipe, Path, dict[str, Any]], workplace: Path
+) -> None:
+    _, _, document = finished
+    recipe = recipe_of(
+        workplace,
+        name="given",
+        train=None,
+        data={"held_out": str(workplace / "held.jsonl")},
+        adapter=document["adapter"]["path"],
+        export=[{"format": "gguf", "quantization": "Q8_0"}],
+        bench={"prompt_tokens": 8, "decode_tokens": 4, "repetitions": 1, "reference": False},
+    )
+    given = run_recipe(recipe, workplace / "runs/given").document()
+    assert given["artifacts"][0]["sha256"] == document["artifacts"][0]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": "/nowhere/model"}, "does not exist"),
+        ({"data": {"train": "/nowhere.jsonl"}}, "does not exist"),
+        ({"train": None, "adapter": "/nowhere"}, "does not exist"),
+        ({"export": [{"device": "raspberry-pi-55"}]}, "raspberry-pi-5"),
+        ({"export": [{"format": "gguf", "quantization": "int4"}]}, "Q4_K_M"),
+        ({"export": [{"format": "coreml", "quantization": "int4"}]}, "gguf"),
+    ],
+)
+def test_bad_recipes_fail_before_any_work(
+    changes: dict[str, Any], words: str, workplace: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        run_recipe(recipe_of(workplace, **changes), tmp_path / "runs/x")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_malformed_row_is_named_before_any_work(workplace: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    data = {"train": str(rows), "held_out": str(workplace / "held.jsonl")}
+    with pytest.raises(InputError, match="line 2: field 'completion'"):
+        run_recipe(recipe_of(workplace, data=data), tmp_path / "runs/x")
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,143 @@
+"""Reports show the figures, at 80 columns, as Markdown and as a page that loads nothing."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from edgeadapt.report import summary
+from edgeadapt.report.html import loss_curve, render_html
+from edgeadapt.report.markdown import render_markdown
+
+
+def measurement(quantization: str, runtime: str, format: str = "gguf") -> dict[str, Any]:
+    spread = {"median": 80.5, "p5": 75.25, "p95": 84.75, "count": 5, "samples": []}
+    return {
+        "artifact": {"format": format, "quantization": quantization, "path": "m"},
+        "runtime": {"name": runtime, "threads_in_use": 2},
+        "machine": {"cpu": "AMD EPYC"},
+        "settings": {"prompt_tokens": 128, "decode_tokens": 64, "repetitions": 5},
+        "page_cache": {"state": "warm"},
+        "load_s": 0.25,
+        "ttft_s": spread | {"median": 0.31},
+        "prefill_tps": spread | {"median": 412.0},
+        "decode_tps": spread,
+        "memory": {"peak_rss": 200 * 2**20, "peak_anonymous": 90 * 2**20, "peak_file_backed": None},
+    }
+
+
+DOCUMENT: dict[str, Any] = {
+    "name": "a-run",
+    "edgeadapt": "0.1.0",
+    "base": {"name": "default"},
+    "adapter": {"method": "qlora", "kind": "adapter", "losses": [3.0, 2.5, 2.0]},
+    "artifacts": [
+        {
+            "path": "/x/a-run-Q4_K_M.gguf",
+            "format": "gguf",
+            "quantization": "Q4_K_M",
+            "bytes": 105 * 2**20,
+            "devices": {"laptop-x86": "Q4_K_M because <it> fits"},
+        }
+    ],
+    "perplexity": {
+        "base": {"perplexity": 41.84, "tokens": 900, "examples": 16},
+        "live": {"perplexity": 15.92},
+        "merged": {"perplexity": 15.13},
+        "reduction": 0.6195,
+        "artifacts": [
+            {
+                "quantization": "Q4_K_M",
+                "runtime": "llama-cpp",
+                "perplexity": 16.51,
+                "gain_kept": 0.914,
+            }
+        ],
+    },
+    "measurements": [
+        measurement("Q4_K_M", "llama-cpp"),
+        measurement("None", "torch", "hf"),
+    ],
+    "samples": [
+        {
+            "prompt": "What does `a|b` do?",
+            "answers": {"base": "<script>alert(1)</script>", "Q4_K_M on llama-cpp": "It is or."},
+        }
+    ],
+    "stages": [{"folder": "train-0123", "seconds": 100.0, "reused": False}],
+}
+
+FIGURES = ("41.84", "15.92", "16.51", "91.4%", "105.0", "412", "80.5", "75-85", "310", "200")
+
+
+def test_the_summary_fits_80_columns() -> None:
+    text = summary(DOCUMENT)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text  # nothing is cut
+    for figure in FIGURES:
+        assert figure in text
+    assert "62% lower" in text
+
+
+def test_markdown_holds_every_figure_and_keeps_its_tables() -> None:
+    text = render_markdown(DOCUMENT)
+    for figure in FIGURES:
+        assert figure in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(value) for name, value in attrs if name in {"src", "href", "action"}]
+
+
+def test_html_loads_nothing_and_runs_nothing_given() -> None:
+    text = render_html(DOCUMENT)
+    page = Page()
+    page.feed(text)
+    assert page.loads == [] and "script" not in page.tags
+    assert "url(" not in text and "@import" not in text
+    assert "&lt;script&gt;" in text
+    for figure in FIGURES:
+        assert figure in text
+    assert "because &lt;it&gt; fits" in text
+
+
+@pytest.mark.parametrize("missing", ["adapter", "live", "samples", "measurements"])
+def test_runs_without_some_part_are_reported(missing: str) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    if missing == "adapter":
+        document["adapter"] = None
+        document["perplexity"] = {
+            "base": document["perplexity"]["base"],
+            "reduction": None,
+            "artifacts": [document["perplexity"]["artifacts"][0] | {"gain_kept": None}],
+        }
+    elif missing == "live":
+        del document["perplexity"]["live"]
+    else:
+        document[missing] = []
+    for render in (summary, render_markdown, render_html):
+        assert "41.84" in render(document)
+
+
+def test_the_loss_curve_spans_the_picture() -> None:
+    points = [tuple(map(float, p.split(","))) for p in loss_curve([4.0, 3.0, 2.0, 1.0]).split()]
+    assert points[0] == (0.0, 0.0) and points[-1][0] == 640.0
+    assert points[-1][1] == 160.0
+    assert loss_curve([1.0]) == ""
+    assert len(loss_curve([2.0, 2.0]).split()) == 2

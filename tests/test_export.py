@@ -1,0 +1,118 @@
+"""Export and merge as library calls: what is written is what was trained, or nothing is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft import LoraConfig
+
+from edgeadapt import export as export_module
+from edgeadapt.artifact import open_artifact
+from edgeadapt.base_model import base_hash
+from edgeadapt.errors import AdapterError, CorruptFileError, InputError
+from edgeadapt.export import export, merge_to_folder, open_model
+from edgeadapt.safetensors_io import SafetensorsSource
+from edgeadapt.weights import read_tensor
+from tests.adapters.test_merged import ALL, assert_same_logits, live_model, save_adapter
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=ALL)
+    return save_adapter(tiny_model, tmp_path_factory.mktemp("adapters") / "mine", config)
+
+
+def test_merged_folder_loads_in_transformers(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    artifact = merge_to_folder(open_model(str(tiny_model), adapter), tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert_same_logits(live_model(tiny_model, adapter), merged)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert artifact.lineage["adapter"]["method"] == "lora"
+    assert open_artifact(tmp_path / "merged").lineage == artifact.lineage
+
+
+def test_an_untied_head_is_written_and_declared(tiny_model: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["lm_head"])
+    adapter = save_adapter(tiny_model, tmp_path / "a", config)
+    merge_to_folder(open_model(str(tiny_model), adapter), tmp_path / "m")
+    assert json.loads((tmp_path / "m/config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head.weight" in SafetensorsSource(tmp_path / "m").tensors()
+
+
+def test_big_models_are_written_in_shards(
+    tiny_model: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(tiny_model), adapter)
+    merge_to_folder(model, tmp_path / "one")
+    monkeypatch.setattr(export_module, "MAX_SHARD_BYTES", 100_000)
+    merge_to_folder(model, tmp_path / "many")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 1
+    one, many = SafetensorsSource(tmp_path / "one"), SafetensorsSource(tmp_path / "many")
+    assert list(one.tensors()) == list(many.tensors())
+    for name in one.tensors():
+        np.testing.assert_array_equal(read_tensor(one, name), read_tensor(many, name))
+
+
+def record(adapter: Path, out: Path, **fields: object) -> Path:
+    """A copy of the adapter that says what it was trained on."""
+    import shutil
+
+    shutil.copytree(adapter, out)
+    (out / "edgeadapt.json").write_text(json.dumps({"schema_version": 1, **fields}))
+    return out
+
+
+def test_an_adapter_for_another_base_is_refused(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other = record(adapter, tmp_path / "other", base_hash="0" * 64)
+    with pytest.raises(AdapterError, match="--any-base"):
+        open_model(str(tiny_model), other)
+    assert open_model(str(tiny_model), other, any_base=True).lineage["adapter"]
+    right = record(adapter, tmp_path / "right", base_hash=base_hash(tiny_model), method="qlora")
+    assert open_model(str(tiny_model), right).lineage["adapter"]["training"]["method"] == "qlora"
+
+
+def test_a_model_is_no_adapter(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="--base"):
+        open_model(str(tiny_model), tiny_model)
+
+
+def test_lineage_names_base_and_adapter_by_hash(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp")
+    export(open_model(str(tiny_model), adapter), "gguf", "Q8_0", tmp_path / "m.gguf")
+    lineage = open_artifact(tmp_path / "m.gguf").lineage
+    assert lineage["base"]["sha256"] == base_hash(tiny_model)
+    assert lineage["merge"] == {"onto": "original", "precision": "float32"}
+    assert lineage["quantization"] == "Q8_0"
+
+
+def test_inputs_are_left_as_they_were(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+
+    def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+        return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+
+    before = state(tiny_model), state(adapter)
+    export(open_model(str(tiny_model), adapter), "gguf", "Q4_0", tmp_path / "m.gguf")
+    assert (state(tiny_model), state(adapter)) == before
+
+
+def test_truncated_base_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CorruptFileError, match="safetensors"):
+        open_model(str(broken))
