@@ -167,13 +167,13 @@ def _entry(file: GgufFile, name: str) -> Entry:
     sums, counts = values(name + SUMS).reshape(-1), values(name + COUNTS).reshape(-1)
     if sums.size % counts.size:
         raise CorruptFileError(f"{file.path}: {name} has {sums.size} sums for {counts.size} counts")
-    sums = sums.reshape(counts.size, -1)
-    empty = (counts >= 0.5) & ~sums.any(axis=1)
+    rows = sums.reshape(counts.size, -1)
+    empty = (counts >= 0.5) & ~rows.any(axis=1)
     if empty.any():
         raise CorruptFileError(
             f"{file.path}: {name} counts {counts[empty][0]:.0f} activations that are all zero"
         )
-    return Entry(sums, counts)
+    return Entry(rows, counts)
 
 
 def _cut(text: str) -> str:

@@ -47,7 +47,7 @@ class Part:
 
 def padded(size: int) -> int:
     """`size` with the padding that GGUF puts after a tensor."""
-    return -(-size // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
+    return int(-(-size // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT)
 
 
 def group(tensors: Sequence[Placed], split_max_bytes: int = 0) -> list[tuple[Placed, ...]]:
@@ -87,7 +87,7 @@ def declare(writer: gguf.GGUFWriter, groups: Sequence[Sequence[Placed]]) -> None
 def parts(writer: gguf.GGUFWriter, groups: Sequence[tuple[Placed, ...]]) -> list[Part]:
     """The files that the writer's key-values and declared tensors make; the writer is used up."""
     buffers = [io.BytesIO() for _ in groups]
-    writer.fout = buffers  # type: ignore[assignment]  # it only writes to them
+    writer.fout = buffers
     writer.state = WriterState.EMPTY
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

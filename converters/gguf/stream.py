@@ -56,7 +56,7 @@ def _write_tensor(
             raise CorruptFileError(
                 f"{tensor.plan.name} does not have the size of its shape {tensor.plan.shape}"
             )
-        file.write(data)
+        file.write(data.data)
         left -= data.size
         advance(data.size)
     file.write(bytes(padded(tensor.nbytes) - tensor.nbytes))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeadapt.converters.gguf.options import GgufOptions
     from edgeadapt.export import ModelToExport
 
+
 @click.command()
 @model_options(adapter_required=False)
 @click.option(

@@ -25,7 +25,7 @@ class Llama(Family):
 
     arch = gguf.MODEL_ARCH.LLAMA
     classes: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM",)
-    default_head_dim = 0
+    default_head_dim: ClassVar[int | None] = 0
     rope_types = Family.rope_types | {"llama3"}
     biases = Family.biases | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"}
 

@@ -22,7 +22,8 @@ def family_of(config: dict[str, Any]) -> Family:
 
     Raises:
         CorruptFileError: it names none that can be read.
-        UnsupportedError: there is no such family; the message names the architecture and those supported.
+        UnsupportedError: there is no such family; the message names the architecture and
+            those supported.
     """
     named = config.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
