@@ -91,7 +91,8 @@ def check_disk(out: Path, needed: int) -> None:
         )
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -139,7 +140,7 @@ def atomic_files(finals: Sequence[Path], *, overwrite: bool = False) -> Iterator
         yield partials
         for partial in partials:
             partial.chmod(0o666 & ~_umask())
-            _fsync(partial)
+            fsync(partial)
         with contextlib.ExitStack() as undo:
             for partial, final in reversed(list(zip(partials, finals, strict=True))):
                 partial.replace(final)
@@ -147,7 +148,7 @@ def atomic_files(finals: Sequence[Path], *, overwrite: bool = False) -> Iterator
                     undo.callback(final.unlink, missing_ok=True)
             undo.pop_all()
         for folder in {final.parent for final in finals}:
-            _fsync(folder)
+            fsync(folder)
 
 
 @contextlib.contextmanager
@@ -172,13 +173,7 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def _partial(final: Path, *, folder: bool) -> Iterator[Path]:
     """A new temporary sibling, locked while this process lives, and removed at the end."""
     while True:
-        prefix, suffix = f".{final.name}.", ".partial"
-        if folder:
-            partial = Path(tempfile.mkdtemp(suffix, prefix, final.parent))
-            handle = os.open(partial, os.O_RDONLY) if fcntl else None
-        else:
-            handle, name = tempfile.mkstemp(suffix, prefix, final.parent)
-            partial = Path(name)
+        partial, handle = _new_sibling(final, folder)
         try:
             # another process may have swept it away between the two calls: then once more
             if not _lock(handle, wait=True) or partial.exists():
@@ -191,6 +186,20 @@ def _partial(final: Path, *, folder: bool) -> Iterator[Path]:
                 shutil.rmtree(partial, ignore_errors=True)
             else:
                 partial.unlink(missing_ok=True)
+
+
+def _new_sibling(final: Path, folder: bool) -> tuple[Path, int | None]:
+    prefix, suffix = f".{final.name}.", ".partial"
+    try:
+        if folder:
+            path = Path(tempfile.mkdtemp(suffix, prefix, final.parent))
+            return path, os.open(path, os.O_RDONLY) if fcntl else None
+        handle, name = tempfile.mkstemp(suffix, prefix, final.parent)
+        return Path(name), handle
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {final.parent}: {error.strerror or error}; choose another --out"
+        ) from error
 
 
 def _sweep(final: Path) -> None:
@@ -233,7 +242,7 @@ def publish_folder(partial: Path, final: Path) -> None:
     """Fsync every file below `partial`, then rename it to `final`, replacing what stood there."""
     for path in partial.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            _fsync(path)
+            fsync(path)
     if final.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
         final.rename(old / final.name)
@@ -241,7 +250,7 @@ def publish_folder(partial: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         partial.rename(final)
-    _fsync(final.parent)
+    fsync(final.parent)
 
 
 def write_json(path: Path, value: Any, *, overwrite: bool = True) -> None:

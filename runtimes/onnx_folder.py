@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeadapt.artifact import Artifact
+from edgeadapt.cpu import this_cpu
 from edgeadapt.errors import CorruptFileError, InputError
 from edgeadapt.files import read_json
 from edgeadapt.tokenizer import ModelTokenizer
@@ -108,11 +108,5 @@ def loading(folder: OnnxFolder, *raised: type[Exception]) -> Iterator[None]:
 
 def kernel_features() -> str:
     """CPU features that onnxruntime's kernels choose between, as far as the system tells."""
-    names: set[str] = set()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                names.update(value.split())
-                break
-    return " ".join(name for name in _KERNEL_FEATURES if name in names) or platform.machine()
+    cpu = this_cpu()
+    return " ".join(name for name in _KERNEL_FEATURES if name in cpu.features) or cpu.machine

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from importlib.metadata import entry_points
 from typing import cast
 
 from edgeadapt.errors import InputError, MissingExtraError
+from edgeadapt.plugins import Registry
 from edgeadapt.runtimes.base import Runtime
 
-GROUP = "edgeadapt.runtimes"
-
-_BUILT_IN = {
-    "llama-cpp": "edgeadapt.runtimes.llama_cpp:LlamaCppRuntime",
-    "ort-genai": "edgeadapt.runtimes.ort_genai:OrtGenaiRuntime",
-    "onnxruntime": "edgeadapt.runtimes.onnxruntime:OnnxruntimeRuntime",
-    "torch": "edgeadapt.runtimes.torch:TorchRuntime",
-}
+_RUNTIMES = Registry(
+    "runtime",
+    "edgeadapt.runtimes",
+    {
+        "llama-cpp": "edgeadapt.runtimes.llama_cpp:LlamaCppRuntime",
+        "ort-genai": "edgeadapt.runtimes.ort_genai:OrtGenaiRuntime",
+        "onnxruntime": "edgeadapt.runtimes.onnxruntime:OnnxruntimeRuntime",
+        "torch": "edgeadapt.runtimes.torch:TorchRuntime",
+    },
+)
 
 _BY_FORMAT = {
     "gguf": ("llama-cpp",),
@@ -27,7 +28,7 @@ _BY_FORMAT = {
 
 def runtime_names() -> tuple[str, ...]:
     """Every known engine, built-in ones first."""
-    return (*_BUILT_IN, *(e.name for e in entry_points(group=GROUP) if e.name not in _BUILT_IN))
+    return _RUNTIMES.names()
 
 
 def get_runtime(name: str) -> Runtime:
@@ -36,20 +37,12 @@ def get_runtime(name: str) -> Runtime:
     Raises:
         InputError: there is none.
     """
-    if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name].partition(":")
-        return cast(Runtime, getattr(importlib.import_module(module), attribute)())
-    for entry in entry_points(group=GROUP):
-        if entry.name == name:
-            return cast(Runtime, entry.load()())
-    raise InputError(f"there is no runtime {name!r}; choose one of {', '.join(runtime_names())}")
+    return cast(Runtime, _RUNTIMES.load(name)())
 
 
 def runtimes_for(format: str) -> tuple[str, ...]:
     """Names of the engines that load an artifact format, the preferred one first."""
-    third = tuple(
-        e.name for e in entry_points(group=GROUP) if format in cast(Runtime, e.load()).formats
-    )
+    third = tuple(name for name in _RUNTIMES.added() if format in get_runtime(name).formats)
     return _BY_FORMAT.get(format, ()) + third
 
 

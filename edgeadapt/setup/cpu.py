@@ -7,11 +7,7 @@ what the operating system lists, and AMX, which is named on machines where it fa
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass
-from pathlib import Path
-
-_CPUINFO = Path("/proc/cpuinfo")
+from edgeadapt.cpu import Cpu
 
 X86_OPTIONS: dict[str, tuple[str, ...]] = {
     "GGML_SSE42": ("sse4_2",),
@@ -43,43 +39,6 @@ _ARM_EXTENSIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 _X86 = ("x86_64", "amd64", "i686")
 _ARM = ("aarch64", "arm64")
-
-
-@dataclass(frozen=True)
-class Cpu:
-    """What the operating system says of the CPU."""
-
-    machine: str
-    """`x86_64`, `aarch64`, ... as `platform.machine()` says."""
-    name: str
-    features: frozenset[str]
-    """Names that every core lists in /proc/cpuinfo; empty where there is no such file."""
-
-
-def this_cpu() -> Cpu:
-    """The CPU that runs this."""
-    try:
-        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    return parse_cpuinfo(text, platform.machine())
-
-
-def parse_cpuinfo(text: str, machine: str) -> Cpu:
-    """Read /proc/cpuinfo, in its x86 (`flags`) or its Arm (`Features`) form.
-
-    Cores of one chip can differ; only what all of them have counts, since threads move.
-    """
-    name = ""
-    common: frozenset[str] | None = None
-    for line in text.splitlines():
-        key, _, value = (part.strip() for part in line.partition(":"))
-        if key in ("model name", "Model", "Hardware") and not name:
-            name = value
-        elif key in ("flags", "Features"):
-            found = frozenset(value.split())
-            common = found if common is None else common & found
-    return Cpu(machine, name or platform.processor() or machine, common or frozenset())
 
 
 def choose_options(cpu: Cpu, *, safe: bool = False) -> dict[str, str]:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.console import log
+from edgeadapt.cpu import Cpu, this_cpu
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import atomic_folder, cache_dir, read_json, sha256_json, write_json
 from edgeadapt.setup import build
-from edgeadapt.setup.cpu import Cpu, choose_options, enabled, this_cpu
+from edgeadapt.setup.cpu import choose_options, enabled
 
 VERSION = "0.3.36"
 """Of llama-cpp-python; the pin in constraints.txt."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from edgeadapt.console import log
 from edgeadapt.errors import CorruptFileError, InputError
-from edgeadapt.files import atomic_file, read_json, write_json
+from edgeadapt.files import atomic_file, fsync, read_json, write_json
 
 _INPUTS = "inputs.json"
 _ORDER = "order.jsonl"
@@ -79,9 +78,9 @@ class WorkFolder:
         """Say that everything of a checkpoint is on the disk; called last."""
         folder = self.path / f"checkpoint-{step}"
         for path in (*folder.rglob("*"), folder):
-            _fsync(path)
+            fsync(path)
         (folder / _COMPLETE).touch()
-        _fsync(folder)
+        fsync(folder)
 
     def note_examples(self, step: int, examples: Sequence[int]) -> None:
         """Record which examples a step is about to be trained on."""
@@ -122,11 +121,3 @@ class WorkFolder:
         """The value kept under a name, if any."""
         path = self.path / f"{name}.json"
         return read_json(path) if path.is_file() else None
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from edgeadapt.cpu import this_cpu
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.extras import need
 
@@ -42,21 +42,8 @@ def detect_nf4_settings() -> Nf4Settings:
     return nf4_settings(
         cuda=cuda,
         cuda_bf16=cuda and torch.cuda.is_bf16_supported(),
-        avx512_bf16="avx512_bf16" in cpu_flags(),
+        avx512_bf16="avx512_bf16" in this_cpu().features,
     )
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The CPU's features as Linux names them; nothing where they cannot be read."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in {"flags", "Features"}:
-            return frozenset(value.split())
-    return frozenset()
 
 
 def bitsandbytes_config(settings: Nf4Settings) -> Any:

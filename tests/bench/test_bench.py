@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeadapt.bench import machine, memory, pagecache
+from edgeadapt.bench import memory, pagecache
 from edgeadapt.bench.measurement import Distribution, Measurement
 from edgeadapt.bench.protocol import prompt_ids, repetition
 from edgeadapt.bench.run import bench_all, bench_artifact
@@ -135,15 +135,6 @@ def test_a_repetition_is_plain_greedy_decoding(tiny_gguf: Path) -> None:
     assert done.tokens == expected[30:]
     assert len(done.steps_s) == 10
     session.close()
-
-
-def test_cpu_names_and_flags_of_both_architectures() -> None:
-    x86 = "processor : 0\nmodel name\t: AMD Ryzen 7\nflags\t\t: fpu avx avx2 fma junk\n"
-    arm = "processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0b\n"
-    assert machine.cpu_name(x86) == "AMD Ryzen 7"
-    assert machine.cpu_flags(x86) == ("avx", "avx2", "fma")
-    assert machine.cpu_flags(arm) == ("asimd", "asimddp")
-    assert machine.cpu_flags("") == ()
 
 
 def test_wrong_requests_are_refused_before_anything_runs(tiny_gguf: Path, tmp_path: Path) -> None:

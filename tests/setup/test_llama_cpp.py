@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeadapt.cpu import Cpu, parse_cpuinfo
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import write_json
 from edgeadapt.setup import build, llama_cpp, self_test
-from edgeadapt.setup.cpu import X86_OPTIONS, Cpu, choose_options, enabled, parse_cpuinfo
+from edgeadapt.setup.cpu import X86_OPTIONS, choose_options, enabled
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,6 @@ from edgeadapt.errors import RuntimeFailure
 from edgeadapt.training.quantization import (
     Nf4Settings,
     bitsandbytes_config,
-    cpu_flags,
     guard_linear4bit,
     nf4_settings,
     quiet_bitsandbytes,
@@ -32,12 +31,6 @@ def test_the_choice_follows_the_hardware():
     assert chosen(avx512_bf16=True) == ("bfloat16", False)
     assert chosen(cuda=True) == ("float16", True)
     assert chosen(cuda=True, cuda_bf16=True, avx512_bf16=True) == ("bfloat16", True)
-
-
-def test_cpu_flags(tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\n")
-    assert cpu_flags(tmp_path / "cpuinfo") == {"fpu", "avx2", "avx512_bf16"}
-    assert cpu_flags(tmp_path / "missing") == frozenset()
 
 
 def test_the_line_about_kernels_is_dropped_and_others_are_not(caplog):
