@@ -1,7 +1,8 @@
 """What an export leaves behind: files of one format, their hashes and where they came from.
 
 A GGUF artifact is one file and carries its lineage in its own metadata (keys `edgeadapt.*`).
-Every other artifact is a folder with a manifest, `edgeadapt.json`.
+Every other artifact is a folder with a manifest, `edgeadapt.json`, of the kind `artifact`. What
+training leaves in a file of that name is of the kind `training`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Artifact:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != MANIFEST
         }
-        record = asdict(self) | {"schema_version": SCHEMA_VERSION, "files": files}
+        record = {"kind": "artifact", "schema_version": SCHEMA_VERSION} | asdict(self)
+        record["files"] = files
         del record["path"]
         write_json(folder / MANIFEST, record)
 
@@ -94,7 +96,7 @@ def open_artifact(path: Path) -> Artifact:
                     f"{path / MANIFEST} has schema version {record['schema_version']}, "
                     f"this edgeadapt reads {SCHEMA_VERSION}; export again"
                 )
-            if "format" in record:
+            if record["kind"] == "artifact":  # else the record of a fully trained model
                 return Artifact(path, record["format"], record["quantization"], record["lineage"])
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{path / MANIFEST} is not an edgeadapt manifest") from error

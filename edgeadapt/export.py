@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edgeadapt.adapters import (
 )
 from edgeadapt.adapters.spec import CONFIG, WEIGHTS
 from edgeadapt.adapters.vocabulary import folder_with_texts
-from edgeadapt.artifact import Artifact
+from edgeadapt.artifact import MANIFEST, Artifact
 from edgeadapt.base_model import DEFAULT, base_hash, file_sha256, resolve_base
 from edgeadapt.console import log, progress
 from edgeadapt.converters.adapter_files import AdapterRequest, get_adapter_writer
@@ -27,7 +27,7 @@ from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.registry import get_converter
 from edgeadapt.errors import AdapterError, InputError
-from edgeadapt.files import atomic_folder, write_json
+from edgeadapt.files import atomic_folder, read_json, write_json
 from edgeadapt.safetensors_io import INDEX, SINGLE, SafetensorsSource, write_safetensors
 from edgeadapt.tokenizer import TOKENIZER_FILES
 from edgeadapt.weights import Float32Array, TensorInfo, WeightSource, is_tied
@@ -75,7 +75,7 @@ def open_model(
         "edgeadapt": __version__,
         "base": {"name": Path(name).name, "sha256": digest, "revision": revision},
         "adapter": None,
-    }
+    } | _history(folder)
     choices = parse_adapters([adapter] if isinstance(adapter, Path) else adapter or ())
     if choices:
         specs = [_checked_spec(choice.path, base, digest, any_base) for choice in choices]
@@ -269,8 +269,24 @@ def _check_trained_on(spec: AdapterSpec, base: str, digest: str, any_base: bool)
     log.warning("%s; merging all the same, as asked", message)
 
 
+def _history(folder: Path) -> dict[str, Any]:
+    """How a base that edgeadapt trained or merged came about, from the record in its folder."""
+    path = folder / MANIFEST
+    record = read_json(path) if path.is_file() else None
+    if not isinstance(record, dict):
+        return {}
+    if record.get("kind") == "artifact":
+        return {"made_from": record.get("lineage")}
+    base = {"name": _without_folder(record.get("base")), "sha256": record.get("base_hash")}
+    return {"training": {"base": base} | _training(record)}
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    told = ("method", "data_hash", "quantization", "steps")
+    return {key: record[key] for key in told if key in record}
+
+
 def _adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
-    training = ("method", "data_hash", "quantization", "steps")
     return {
         "name": spec.path.resolve().name,
         "sha256": file_sha256(spec.path / WEIGHTS),
@@ -278,7 +294,7 @@ def _adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
         "r": spec.r or None,
         "alpha": spec.alpha or None,
         "trained_on": _without_folder(spec.base_model),
-        "training": {key: spec.record[key] for key in training if key in spec.record},
+        "training": _training(spec.record),
     }
 
 

@@ -31,10 +31,10 @@ class LlamaCpp:
         assert count >= 0
         return list(ids[:count])
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits at every position, float32 KV cache, no flash attention."""
+    def logits(self, ids: Sequence[int], room: int = 0) -> np.ndarray:
+        """Logits at every position, float32 KV cache (of `room` tokens), no flash attention."""
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = max(32, len(ids))
+        params.n_ctx = params.n_batch = params.n_ubatch = max(32, room, len(ids))
         params.type_k = params.type_v = 0  # F32
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.n_threads = params.n_threads_batch = 2

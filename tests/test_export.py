@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,6 @@ def test_big_models_are_written_in_shards(
 
 def record(adapter: Path, out: Path, **fields: object) -> Path:
     """A copy of the adapter that says what it was trained on."""
-    import shutil
-
     shutil.copytree(adapter, out)
     (out / "edgeadapt.json").write_text(json.dumps({"schema_version": 1, **fields}))
     return out
@@ -108,11 +107,35 @@ def test_inputs_are_left_as_they_were(tiny_model: Path, adapter: Path, tmp_path:
 
 
 def test_truncated_base_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CorruptFileError, match="safetensors"):
         open_model(str(broken))
+
+
+def test_a_model_that_edgeadapt_made_says_from_what(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    merged = merge_to_folder(open_model(str(tiny_model), adapter), tmp_path / "merged")
+    assert open_model(str(merged.path)).lineage["made_from"] == merged.lineage
+    shutil.copytree(tiny_model, tmp_path / "full")
+    (tmp_path / "full/edgeadapt.json").write_text(
+        json.dumps(
+            {
+                "kind": "training",
+                "schema_version": 1,
+                "base": "/home/somebody/base",
+                "base_hash": "0" * 64,
+                "method": "full",
+                "steps": 7,
+            }
+        )
+    )
+    assert open_model(str(tmp_path / "full")).lineage["training"] == {
+        "base": {"name": "base", "sha256": "0" * 64},
+        "method": "full",
+        "steps": 7,
+    }
+    assert open_artifact(tmp_path / "full").format == "hf"

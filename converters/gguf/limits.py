@@ -102,18 +102,27 @@ def _optional_window(family: Family) -> int | None:
     return _window(family) if sliding else None
 
 
-def _window_pattern(period: int) -> Check:
+def _other_order(family: Family, period: int) -> bool:
     """llama.cpp takes for granted that each `period`-th layer is the one without a window."""
+    expected = [
+        "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
+        for layer in range(family.layers)
+    ]
+    return list(family.config.get("layer_types") or _by_pattern(family, period)) != expected
 
-    def check(family: Family) -> int | None:
-        expected = [
-            "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
-            for layer in range(family.layers)
-        ]
-        kinds = family.config.get("layer_types") or _by_pattern(family, period)
-        return None if list(kinds) == expected else _window(family)
 
-    return check
+def _gemma2_order(family: Family) -> int | None:
+    return _window(family) if _other_order(family, 2) else None
+
+
+def _gemma3_order(family: Family) -> int | None:
+    """Here the two kinds of layers also turn q and k by RoPE of their own, at any length."""
+    if not _other_order(family, 6):
+        return None
+    assert isinstance(family, Gemma3)
+    rope = family.rope
+    same = rope["rope_type"] == "default" and float(rope["rope_theta"]) == family.local_theta
+    return _window(family) if same else 0
 
 
 def _by_pattern(family: Family, period: int) -> list[str]:
@@ -198,13 +207,13 @@ RULES: tuple[Rule, ...] = (
         "order of layers",
         (Gemma2,),
         "llama.cpp gives a sliding window to every other layer, the model to others",
-        _window_pattern(2),
+        _gemma2_order,
     ),
     Rule(
         "order of layers",
         (Gemma3,),
-        "llama.cpp gives a sliding window to five layers of six, the model to others",
-        _window_pattern(6),
+        "llama.cpp gives a sliding window and its RoPE to five layers of six, the model to others",
+        _gemma3_order,
     ),
     Rule(
         "dynamic RoPE",

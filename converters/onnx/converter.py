@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.artifact import Artifact
-from edgeadapt.console import log, progress
+from edgeadapt.console import progress
 from edgeadapt.converters.base import ConversionRequest, Converter
 from edgeadapt.converters.onnx.build import build
 from edgeadapt.converters.onnx.genai_config import repair_genai_config
@@ -71,7 +71,6 @@ class OnnxConverter(Converter):
             _copy_tokenizer(request.model_folder, partial)
             repair_genai_config(partial, tokenizer, config)
             artifact.write_manifest(partial)
-        log.info("wrote %s: %s, %.1f MB", out, request.quantization, artifact.size_bytes / 1e6)
         return artifact
 
 

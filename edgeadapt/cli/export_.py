@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     help="separate: the adapter alone, as a GGUF LoRA that llama.cpp loads beside the base.",
 )
 @click.option("--device", help="A device profile; it picks format and quantization.")
-@click.option("--format", "format_", type=click.Choice(["gguf", "onnx"]), help="Artifact format.")
+@click.option("--format", "format_", metavar="FORMAT", help="gguf, onnx, or a plugin's.")
 @click.option("--quant", help="Q4_K_M, Q8_0, F16, ... for gguf; int4, int8, fp32 for onnx.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens that must fit the device.")
 @click.option("--calibrate", metavar="DATA", help="Weigh by importance on this data; see imatrix.")

@@ -20,6 +20,7 @@ _METHODS = ("qlora", "lora", "dora", "rslora", "ia3", "prefix", "full")
     metavar="B",
     help="Base model: a folder, a GGUF file, a hub id, or 'default'.",
 )
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
     "--data",
     required=True,
@@ -71,6 +72,7 @@ _METHODS = ("qlora", "lora", "dora", "rslora", "ia3", "prefix", "full")
 @standard
 def command(
     base: str,
+    revision: str | None,
     data: str,
     held_out: str | None,
     out: Path,
@@ -101,9 +103,8 @@ def command(
     if held_out:
         path, its_held_out = resolve_data(held_out)
         own_held_out = its_held_out or path
-    result = train(
-        resolve_base(base), train_data, own_held_out, settings, out, base_spec=base, work=work
-    )
+    folder = resolve_base(base, revision=revision)
+    result = train(folder, train_data, own_held_out, settings, out, base_spec=base, work=work)
     if as_json:
         emit_json({"path": str(result.path)} | result.record)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Adapted:
     def open(self, recipe: Recipe) -> ModelToExport:
         """The model to export."""
         if self.model is not None:
-            return open_model(str(self.model))
+            return replace(open_model(str(self.model)), name=recipe.name)
         return open_model(recipe.base, self.adapter, revision=recipe.revision)
 
 

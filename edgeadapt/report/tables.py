@@ -28,8 +28,9 @@ def verdict(document: dict[str, Any]) -> list[str]:
     lines = []
     if "base" in figures and figures.get("reduction") is not None:
         adapted = figures.get("live") or figures["merged"]
+        subject = "Training took" if document["recipe"]["train"] else "The adapter takes"
         lines.append(
-            f"Training took held-out perplexity from {figures['base']['perplexity']:.1f} to "
+            f"{subject} held-out perplexity from {figures['base']['perplexity']:.1f} to "
             f"{adapted['perplexity']:.1f}, {100 * figures['reduction']:.0f}% lower."
         )
     kept = [row for row in figures["artifacts"] if row["gain_kept"] is not None]

@@ -100,7 +100,7 @@ def train(
             shutil.rmtree(place, ignore_errors=True)
         raise
     finished = folder.path / "result"
-    write_json(finished / MANIFEST, {"schema_version": SCHEMA_VERSION} | record)
+    write_json(finished / MANIFEST, {"kind": "training", "schema_version": SCHEMA_VERSION} | record)
     with atomic_folder(out) as partial:
         for path in finished.iterdir():
             shutil.move(path, partial / path.name)  # the work folder may be on another disk

@@ -97,7 +97,7 @@ def test_chunks_are_spread_over_the_data(tiny_model: Path, tmp_path: Path) -> No
     assert len(every) > 4 and len(some) == 4 and all(len(chunk) <= 32 for chunk in every)
     start = tokenizer.encode("100 " * 9)
     assert [*every[0], *every[1]][: len(start)] == start
-    assert "15" in tokenizer.decode(some[-1]).replace(" ", "")
+    assert "145" in tokenizer.decode(some[-1]).replace(" ", "")  # three quarters on
 
 
 def test_no_text_is_an_error(tiny_model: Path, tmp_path: Path) -> None:

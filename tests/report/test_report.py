@@ -33,6 +33,7 @@ def measurement(quantization: str, runtime: str, format: str = "gguf") -> dict[s
 DOCUMENT: dict[str, Any] = {
     "name": "a-run",
     "edgeadapt": "0.1.0",
+    "recipe": {"train": {"method": "qlora"}},
     "base": {"name": "default"},
     "adapter": {"method": "qlora", "kind": "adapter", "losses": [3.0, 2.5, 2.0]},
     "artifacts": [

@@ -46,7 +46,7 @@ def test_each_method_learns_and_leaves_a_loadable_folder(base, data, tmp_path, m
     result = train(base, data, data, settings, out, base_spec="tiny")
 
     record = json.loads((out / "edgeadapt.json").read_text())
-    assert record == {"schema_version": 1} | result.record
+    assert record == {"kind": "training", "schema_version": 1} | result.record
     assert (record["base_hash"], record["data_hash"]) == (base_hash(base), data_hash(data))
     assert (record["method"], record["steps"], len(record["losses"])) == (method, 3, 3)
     assert record["quantization"] == ("nf4" if method == "qlora" else "float32")

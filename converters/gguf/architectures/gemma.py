@@ -63,9 +63,14 @@ class Gemma3(Gemma):
     def add_rope(self, writer: gguf.GGUFWriter) -> None:
         """The RoPE base of both kinds of layers."""
         super().add_rope(writer)
-        local = (self.config.get("rope_parameters") or {}).get("sliding_attention") or {}
+        writer.add_rope_freq_base_swa(self.local_theta)
+
+    @property
+    def local_theta(self) -> float:
+        """The RoPE base of the layers with a sliding window."""
+        local = self._dict("rope_parameters").get("sliding_attention") or {}
         theta = local.get("rope_theta") or self.config.get("rope_local_base_freq") or 10000.0
-        writer.add_rope_freq_base_swa(float(theta))
+        return float(theta)
 
 
 def _plus_one(rows: Float32Array) -> Float32Array:

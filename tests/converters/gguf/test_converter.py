@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,23 @@ def test_unknown_quantization_lists_the_known(quantization: str, tmp_path: Path)
     folder = save_llama(tmp_path / "m")
     with pytest.raises(InputError, match="Q4_K_M"):
         convert(folder, tmp_path / "m.gguf", quantization)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 5}, r"incomplete.*blk\.2"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers = '2'"),
+        ({"hidden_size": None}, "hidden_size = None"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small'"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps = 0"),
+        ({"rope_parameters": [1]}, r"rope_parameters = \[1\]"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures = 'LlamaForCausalLM'"),
+    ],
+)
+def test_a_config_that_does_not_fit(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "m")
+    edit_json(folder / "config.json", **changes)
+    error = refused(folder, tmp_path)
+    assert isinstance(error, CorruptFileError)
+    assert re.search(words, str(error))

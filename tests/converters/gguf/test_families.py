@@ -34,13 +34,13 @@ def torch_logits(folder: Path, ids: list[int]) -> Float32Array:
         return model(input_ids=torch.tensor([ids])).logits[0].float().numpy()
 
 
-def difference(folder: Path, path: Path, ids: list[int] | None = None) -> float:
+def difference(folder: Path, path: Path, ids: list[int] | None = None, room: int = 0) -> float:
     """Largest difference of any logit between llama.cpp and torch."""
     from tests.llama_vocabulary import LlamaCpp
 
     ids = IDS if ids is None else ids
     engine = LlamaCpp(path, vocab_only=False)
-    ours = engine.logits(ids)
+    ours = engine.logits(ids, room)
     engine.close()
     return float(np.abs(ours - torch_logits(folder, ids)).max())
 

@@ -12,16 +12,17 @@ import pytest
 from edgeadapt.converters.gguf.limits import EXACT_CONTEXT, RULES, exact_context, limits_of
 from edgeadapt.errors import UnsupportedError
 from edgeadapt.gguf_io import GgufFile
-from tests.converters.gguf.test_families import IDS, convert, difference
+from tests.converters.gguf.test_families import convert, difference
 from tests.tiny import FAMILIES, save_model
 
 pytest.importorskip("llama_cpp")
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+ONE_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 UP_TO: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # Rule, family and config; every one is exact up to 40 tokens.
+    # Rule, family and config; every one is exact up to `EXACT` tokens.
     "mistral": ("sliding window", "mistral", {"sliding_window": 40}),
     "mixtral": ("sliding window", "mixtral", {"sliding_window": 40}),
     "phi3": ("sliding window", "phi3", {"sliding_window": 40}),
@@ -43,7 +44,10 @@ UP_TO: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": (
         "order of layers",
         "gemma3",
-        {"sliding_window": 40, "num_hidden_layers": 2, "layer_types": [FULL, SLIDING]},
+        {
+            "sliding_window": 40, "num_hidden_layers": 2, "layer_types": [FULL, SLIDING],
+            "rope_parameters": {FULL: ONE_ROPE, SLIDING: ONE_ROPE},
+        },
     ),
     "dynamic": (
         "dynamic RoPE",
@@ -54,19 +58,27 @@ UP_TO: dict[str, tuple[str, str, dict[str, Any]]] = {
         "LongRoPE",
         "phi3",
         {
-            "original_max_position_embeddings": 40,
+            "original_max_position_embeddings": 256, "max_position_embeddings": 512,
             "rope_parameters": {
                 "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
                 "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
-                "original_max_position_embeddings": 40,
+                "original_max_position_embeddings": 256,
             },
         },
     ),
 }  # fmt: skip
 
+EXACT = dict.fromkeys(UP_TO, 40) | {"longrope": 256}
+"""llama.cpp picks LongRoPE's factors by the context's size, which it rounds up to 256."""
+
 NEVER: list[tuple[str, str, dict[str, Any]]] = [
     ("scale of attention", "gemma2", {"query_pre_attn_scalar": 64}),
     ("scale of attention", "gemma3", {"query_pre_attn_scalar": 64}),
+    (
+        "order of layers",
+        "gemma3",
+        {"num_hidden_layers": 2, "layer_types": [FULL, SLIDING]},
+    ),
     ("layers without RoPE", "smollm3", {"no_rope_layers": [1, 0, 1, 1, 1]}),
     ("size of a head", "qwen2", {"head_dim": 32}),
     ("part of a head", "llama", {"partial_rotary_factor": 0.5}),
@@ -105,12 +117,17 @@ def test_exact_up_to_the_context_it_names(
     with caplog.at_level(logging.WARNING):
         path = convert(folder, tmp_path / "m.gguf")
     config = json.loads((folder / "config.json").read_text())
-    assert [(limit.name, limit.exact_context) for limit in limits_of(config)] == [(rule, 40)]
-    assert GgufFile(path).metadata[EXACT_CONTEXT] == 40
-    assert "40 tokens" in caplog.text
+    exact = EXACT[case]
+    ids = [3 + (7 * i) % 300 for i in range(2 * exact)]
+    assert [(limit.name, limit.exact_context) for limit in limits_of(config)] == [(rule, exact)]
+    assert GgufFile(path).metadata[EXACT_CONTEXT] == exact
+    assert f"{exact} tokens" in caplog.text
     close = 2e-3 if family.startswith("gemma") else 1e-3
-    assert difference(folder, path, IDS[:40]) < close
-    assert difference(folder, path, IDS) > 10 * close
+    assert difference(folder, path, ids[:exact]) < close
+    if case == "longrope":  # room for more is enough, the text need not be long
+        assert difference(folder, path, ids[:exact], room=2 * exact) > 10 * close
+    else:
+        assert difference(folder, path, ids) > 10 * close
 
 
 @pytest.mark.parametrize(("rule", "family", "options"), NEVER)
