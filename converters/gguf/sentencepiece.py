@@ -46,8 +46,8 @@ class Pieces:
     types: list[gguf.TokenType]
     unigram: bool = False
     """Whether text is split into the likeliest pieces, and not by merging the best pair."""
-    prefix_space: bool | None = None
-    """Whether text begins with an invisible space; None: not known here."""
+    prefix_space: bool = True
+    """Whether text begins with an invisible space."""
     merge_spaces: bool = False
     """Whether runs of spaces count as one."""
     charsmap: bytes = b""

@@ -80,7 +80,11 @@ def _add_pieces(
     record: dict[str, Any],
     config: dict[str, Any],
 ) -> None:
-    """A SentencePiece vocabulary: llama.cpp calls BPE `llama` and Unigram `t5`."""
+    """A SentencePiece vocabulary: llama.cpp calls BPE `llama` and Unigram `t5`.
+
+    Its converter takes an unknown token that is listed as special for a control token, as any
+    other; so do we.
+    """
     _check_size(len(pieces.tokens), vocab_size)
     pieces.pad(vocab_size)
     for index, text, special in _added_tokens(folder, record, config):
@@ -89,7 +93,7 @@ def _add_pieces(
         control = special or _looks_special(text)
         kind = gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
         text = text if control else text.replace("\u2581", " ")
-        if pieces.types[index] not in (gguf.TokenType.BYTE, gguf.TokenType.UNKNOWN):
+        if pieces.types[index] != gguf.TokenType.BYTE:
             pieces.put(index, text, sentencepiece.ADDED_SCORE, kind)
     writer.add_tokenizer_model("t5" if pieces.unigram else "llama")
     writer.add_tokenizer_pre("default")
@@ -97,7 +101,7 @@ def _add_pieces(
     writer.add_token_scores(pieces.scores)
     writer.add_token_types([int(kind) for kind in pieces.types])
     add_special(writer, folder, record, config, vocab_size, merges=False)
-    if pieces.prefix_space is not None:
+    if pieces.unigram or not pieces.prefix_space:  # llama.cpp takes yes for granted
         writer.add_add_space_prefix(pieces.prefix_space)
     if pieces.unigram:
         writer.add_remove_extra_whitespaces(pieces.merge_spaces)

@@ -13,6 +13,9 @@ SENTENCEPIECE = "sentencepiece>=0.2"
 
 _DRIVER = """
 import json, runpy, sys
+from transformers.models.auto import tokenization_auto
+# Transformers gives every Qwen2 the pre-tokenizer of Qwen's own vocabulary; ours has another.
+tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.discard("qwen2")
 jobs = json.loads(sys.stdin.read())
 for folder, out, kind in jobs:
     sys.argv = [sys.argv[0], folder, "--outfile", out, "--outtype", kind]
@@ -72,11 +75,12 @@ def sentencepiece() -> Path:
 
 
 def python(code: str, *arguments: str, stdin: str = "") -> None:
-    """Run code with `sentencepiece` importable, in a process of its own."""
+    """Run code with `sentencepiece` and the converter's own package importable, in a process."""
+    folders = os.pathsep.join([str(sentencepiece()), str(converter().parent)])
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         input=stdin, capture_output=True, text=True, timeout=600, check=False,
-        env=os.environ | {"PYTHONPATH": str(sentencepiece()), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": folders, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 

