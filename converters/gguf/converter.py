@@ -20,6 +20,7 @@ from edgeadapt.converters.gguf.metadata import lineage_keys
 from edgeadapt.converters.gguf.mixes import MIXES, choose_types, is_matrix, needs_importance
 from edgeadapt.converters.gguf.plan import TensorPlan
 from edgeadapt.converters.gguf.stream import in_flight, write_parts
+from edgeadapt.converters.gguf.writer import Writer
 from edgeadapt.errors import InputError
 from edgeadapt.files import atomic_files, check_disk
 
@@ -94,7 +95,7 @@ def lay_out(request: ConversionRequest, out: Path) -> Layout:
     if imatrix is not None:
         placed = _with_importance(placed, imatrix, request.quantization)
     groups = layout.group(placed, request.gguf.split_max_bytes)
-    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[family.arch])
+    writer = Writer(None, gguf.MODEL_ARCH_NAMES[family.arch])
     layout.declare(writer, groups)
     add_general(writer, request.model_folder, request.name, MIXES[request.quantization][0])
     add_limits(writer, request.source.config)
@@ -155,20 +156,13 @@ def _add_importance(writer: gguf.GGUFWriter, imatrix: Imatrix) -> None:
 
 def _plan(request: ConversionRequest, files: Layout) -> ExportPlan:
     tensors = [tensor for part in files.parts for tensor in part.tensors]
-    chunk = max((_largest_chunk(tensor.plan) for tensor in tensors), default=0)
     headers = sum(len(part.header) for part in files.parts)
     sizes = {path.name: part.size for path, part in zip(files.paths, files.parts, strict=True)}
     return ExportPlan(
         format=GgufConverter.format,
         quantization=request.quantization,
         files=sizes,
-        memory=_PROCESS + in_flight(request.threads) * _CHUNK_COPIES * chunk + 12 * headers,
+        memory=_PROCESS + _CHUNK_COPIES * in_flight(tensors, request.threads) + 12 * headers,
         disk=sum(sizes.values()),
         exact=True,
     )
-
-
-def _largest_chunk(plan: TensorPlan) -> int:
-    """Bytes of float32 in its largest chunk; the first is as large as any."""
-    start, stop = next(iter(plan.chunks()))
-    return 4 * plan.columns * plan.rows * (stop - start) // plan.source_rows

@@ -52,7 +52,16 @@ class TensorPlan:
         """Rows along the first axis of what it is read from; 1 for a computed tensor."""
         return sum(part.stop - part.start for part in self.parts) or 1
 
-    def chunks(self, max_bytes: int = 4 << 20) -> Iterator[tuple[int, int]]:
+    def chunk_bytes(self, start: int, stop: int) -> int:
+        """Bytes of float32 of source rows [start, stop)."""
+        return 4 * prod(self.shape) * (stop - start) // self.source_rows
+
+    @property
+    def largest_chunk(self) -> int:
+        """Bytes of float32 in the largest of `chunks`; the first is as large as any."""
+        return self.chunk_bytes(*next(iter(self.chunks())))
+
+    def chunks(self, max_bytes: int = 1 << 20) -> Iterator[tuple[int, int]]:
         """Ranges of source rows of at most about `max_bytes` of float32 each."""
         total = self.source_rows
         step = max(1, max_bytes // (4 * max(1, prod(self.shape) // total)))

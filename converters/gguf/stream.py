@@ -1,7 +1,7 @@
 """Tensors into the file: read, merge, quantize and write, a chunk of rows at a time.
 
 Chunks are worked on by several threads (NumPy and ggml release the GIL) and written in order.
-Only a few are alive at once, so memory does not grow with the model.
+Only so many bytes are alive at once, so memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from edgeadapt.errors import CorruptFileError
 from edgeadapt.weights import Float32Array, WeightSource
 
 Bytes = npt.NDArray[np.uint8]
+
+_USUAL_CHUNK = 4 << 20
+"""Bytes of float32 for which memory is planned, chunk by chunk, where none is larger."""
+
+_MOST_CHUNKS = 256
+"""Alive at once; a bound for models of many tiny tensors."""
 
 
 def write_parts(
@@ -62,32 +68,44 @@ def _write_tensor(
     file.write(bytes(padded(tensor.nbytes) - tensor.nbytes))
 
 
-def in_flight(threads: int) -> int:
-    """Most chunks that are alive at once."""
-    return 2 * threads + 1
+def in_flight(tensors: Sequence[Placed], threads: int) -> int:
+    """Most bytes of float32 that are alive at once.
+
+    More than the threads need at a time, since types differ: one chunk in Q4_K takes as long as
+    twenty in Q5_0, and all of a layer's others should be under way beside it.
+    """
+    largest = max((tensor.plan.largest_chunk for tensor in tensors), default=0)
+    return (2 * threads + 1) * max(largest, _USUAL_CHUNK)
 
 
 def _quantized(
     tensors: Sequence[Placed], source: WeightSource, threads: int
 ) -> Generator[tuple[Placed, Bytes], None, None]:
-    """Chunks of all tensors in order, a bounded number of them under way."""
-    pending: deque[tuple[Placed, Future[Bytes]]] = deque()
+    """Chunks of all tensors in order, a bounded number of bytes under way."""
+    pending: deque[tuple[Placed, Future[Bytes], int]] = deque()
+    room = in_flight(tensors, threads)
+
+    def oldest() -> tuple[Placed, Bytes]:
+        nonlocal room
+        tensor, future, size = pending.popleft()
+        room += size
+        return tensor, future.result()
+
     with ThreadPoolExecutor(threads) as pool:
         try:
             for tensor in tensors:
                 for start, stop in tensor.plan.chunks():
-                    pending.append((tensor, pool.submit(_one, tensor, source, start, stop)))
-                    if len(pending) >= in_flight(threads):
-                        yield _done(pending.popleft())
+                    size = tensor.plan.chunk_bytes(start, stop)
+                    while pending and (size > room or len(pending) >= _MOST_CHUNKS):
+                        yield oldest()
+                    room -= size
+                    job = pool.submit(_one, tensor, source, start, stop)
+                    pending.append((tensor, job, size))
             while pending:
-                yield _done(pending.popleft())
+                yield oldest()
         finally:
-            for _, future in pending:
+            for _, future, _ in pending:
                 future.cancel()
-
-
-def _done(entry: tuple[Placed, Future[Bytes]]) -> tuple[Placed, Bytes]:
-    return entry[0], entry[1].result()
 
 
 def _one(tensor: Placed, source: WeightSource, start: int, stop: int) -> Bytes:

@@ -9,7 +9,6 @@ import tarfile
 from pathlib import Path
 
 RELEASE = "llama-cpp-python==0.3.36"
-SENTENCEPIECE = "sentencepiece>=0.2"
 
 _DRIVER = """
 import json, runpy, sys
@@ -64,23 +63,12 @@ def converter() -> Path:
     return found
 
 
-def sentencepiece() -> Path:
-    """A folder to import the package `sentencepiece` from; the converter wants it."""
-    folder = cache() / "sentencepiece"
-    if not folder.is_dir():
-        partial = cache() / "sentencepiece.partial"
-        _pip("install", "--no-deps", "--target", str(partial), SENTENCEPIECE)
-        partial.rename(folder)
-    return folder
-
-
 def python(code: str, *arguments: str, stdin: str = "") -> None:
-    """Run code with `sentencepiece` and the converter's own package importable, in a process."""
-    folders = os.pathsep.join([str(sentencepiece()), str(converter().parent)])
+    """Run code with the converter's own package importable, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         input=stdin, capture_output=True, text=True, timeout=600, check=False,
-        env=os.environ | {"PYTHONPATH": folders, "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": str(converter().parent), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 

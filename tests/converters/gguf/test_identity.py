@@ -69,7 +69,6 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every model and llama.cpp's own file of it."""
     try:
         llama_cpp_converter.converter()
-        llama_cpp_converter.sentencepiece()
     except llama_cpp_converter.Unavailable as reason:
         pytest.skip(f"llama.cpp's converter cannot be had: {reason}")
     root = tmp_path_factory.mktemp("identity")
