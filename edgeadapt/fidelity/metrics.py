@@ -245,7 +245,7 @@ def resampled(
 
 def _per_sequence(values: Float64Array, sequences: IntArray) -> Float64Array:
     """Sums over the tokens of each sequence that has any."""
-    result: Float64Array = np.bincount(_groups(sequences), values)
+    result: Float64Array = np.bincount(_groups(sequences), values).astype(np.float64)
     return result
 
 
