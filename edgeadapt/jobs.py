@@ -114,7 +114,7 @@ def score(
                 f"sequence {number} has {len(sequence.ids)} ids and {len(sequence.counts)} flags; "
                 "give one flag for each id"
             )
-    payload = _payload(path, adapter, runtime, threads, context) | {
+    payload = artifact_payload(path, adapter, runtime, threads, context) | {
         "exact": exact,
         "sequences": [_as_json(sequence) for sequence in sequences],
     }
@@ -151,7 +151,7 @@ def sample(
         InputError: the artifact cannot be opened, has no chat template, or a prompt is too long.
         RuntimeFailure: the child died, timed out or failed.
     """
-    payload = _payload(path, adapter, runtime, threads, context) | {
+    payload = artifact_payload(path, adapter, runtime, threads, context) | {
         "max_tokens": max_tokens,
         "conversations": [list(messages) for messages in conversations],
     }
@@ -159,13 +159,14 @@ def sample(
     return [Answer(**answer) for answer in result["answers"]]
 
 
-def _payload(
+def artifact_payload(
     path: Path,
-    adapter: Path | None,
-    runtime: str | None,
-    threads: int | None,
-    context: int | None,
+    adapter: Path | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
 ) -> dict[str, Any]:
+    """What a job needs to `open_session`; what is not given takes its default."""
     artifact = open_artifact(path)
     return {
         "artifact": str(path),
@@ -206,7 +207,7 @@ def open_here(
     Raises:
         EdgeAdaptError: as `open_artifact`, `preferred_runtime` and `Runtime.load`.
     """
-    return open_session(_payload(path, None, runtime, threads, None), context=context)
+    return open_session(artifact_payload(path, runtime=runtime, threads=threads), context=context)
 
 
 def run_score(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -35,6 +35,8 @@ _JOBS = {
     "bench": "edgeadapt.bench.protocol:run",
     "score": "edgeadapt.jobs:run_score",
     "sample": "edgeadapt.jobs:run_sample",
+    "reference": "edgeadapt.fidelity.references:run_reference",
+    "compare": "edgeadapt.fidelity.compare:run_compare",
 }
 """Job kind -> the function that does it in the child: (payload, progress) -> result."""
 
@@ -52,7 +54,7 @@ def run_job(
     """Do one job in a child process and return its result.
 
     Args:
-        kind: `bench`, `score` or `sample`.
+        kind: one of `_JOBS`.
         payload: JSON-serializable arguments; `runtime`, where present, is named in messages.
         timeout_s: kill the child and everything it started after this many seconds.
         on_start: called with the child's process id as soon as it runs.

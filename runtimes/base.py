@@ -71,6 +71,16 @@ class Session(abc.ABC):
     def all_logits(self, ids: Sequence[int]) -> Float32Array:
         """Logits at every position of a fresh sequence, shape (len(ids), vocab_size)."""
 
+    def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> Float32Array:
+        """Logits at some positions of a fresh sequence, shape (len(positions), vocab_size).
+
+        Args:
+            ids: the sequence.
+            positions: indices into it, increasing.
+        """
+        every = self.all_logits(ids[: positions[-1] + 1])
+        return np.take(every, positions, axis=0)
+
     @abc.abstractmethod
     def reset(self) -> None:
         """Empty the KV cache."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeadapt.base_model import file_sha256
 from edgeadapt.errors import AdapterError, CorruptFileError, InputError, UnsupportedError
-from edgeadapt.files import read_json
+from edgeadapt.files import read_json, sha256_json
 
 Number = TypeVar("Number", int, float)
 
@@ -103,6 +104,15 @@ def _pattern_value(pattern: Mapping[str, Any], module: str, default: Any) -> Any
         except re.error as error:
             raise AdapterError(f"the pattern {key!r} is not a regular expression") from error
     return default
+
+
+def adapter_identity(folder: Path) -> str:
+    """Hex SHA-256 of all that shapes a merge: the weights, and the config that scales them.
+
+    Raises:
+        InputError: one of the two is missing.
+    """
+    return sha256_json([file_sha256(folder / WEIGHTS), file_sha256(folder / CONFIG)])
 
 
 def read_spec(path: Path) -> AdapterSpec:

@@ -11,8 +11,8 @@ Tokens of one sequence resemble each other, so standard errors count sequences, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,21 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
+class TokenEffect:
+    """How much of the way from base to reference a model went; arrays of shape (tokens,).
+
+    The log probabilities of base, reference and model, each centred by its own mean, give two
+    vectors over the vocabulary: base to reference, and base to model. `along` is their inner
+    product and `square` the first one's with itself, both weighted by the average of base's and
+    reference's probabilities. sum(along) / sum(square) is 1 for the reference and 0 for the base,
+    whatever is added to either that has nothing to do with the way, as rounding has not.
+    """
+
+    along: Float64Array
+    square: Float64Array
+
+
+@dataclass(frozen=True)
 class TokenDivergence:
     """How a model differs from a reference at each scored token; arrays of shape (tokens,)."""
 
@@ -60,6 +75,10 @@ class TokenDivergence:
     """The model's own."""
     kl: Float64Array
     """D(reference || model), in nats."""
+    kl_base: Float64Array | None = None
+    """D(base || model), in nats; if there is a base beside the reference."""
+    effect: TokenEffect | None = None
+    """If there is a base beside the reference."""
 
 
 def log_softmax(logits: Float32Array) -> Float32Array:
@@ -99,8 +118,30 @@ def score_rows(log_probs: Float32Array, targets: npt.NDArray[Any]) -> TokenScore
     return TokenScores(nll, log_probs.argmax(axis=1).astype(np.int64))
 
 
+def effect(
+    base: Float16Array | Float32Array,
+    reference: Float16Array | Float32Array,
+    log_probs: Float32Array,
+) -> TokenEffect:
+    """See `TokenEffect`; all three are log probabilities of shape (rows, vocabulary)."""
+    start, end = np.asarray(base, np.float32), np.asarray(reference, np.float32)
+    weights = np.exp(start)
+    weights += np.exp(end)
+    weights /= weights.sum(axis=1, keepdims=True)
+    way = end - start
+    way -= (weights * way).sum(axis=1, keepdims=True)
+    weights *= way  # centring one of two factors is enough
+    along = (weights * (log_probs - start)).sum(axis=1)
+    square = (weights * way).sum(axis=1)
+    return TokenEffect(along.astype(np.float64), square.astype(np.float64))
+
+
 def diverge_rows(
-    reference: Float16Array | Float32Array, logits: Float32Array, targets: npt.NDArray[Any]
+    reference: Float16Array | Float32Array,
+    logits: Float32Array,
+    targets: npt.NDArray[Any],
+    *,
+    base: Float16Array | Float32Array | None = None,
 ) -> TokenDivergence:
     """Compare a model's logits with a reference, a few rows at a time.
 
@@ -110,26 +151,50 @@ def diverge_rows(
             vocabulary: entries that only the model has are left out, and those that only the
             reference has count as the row's least probable.
         targets: the tokens that follow, shape (tokens,).
+        base: the plain base's log probabilities, to tell how much of the adapter's effect is
+            there. An adapter may add tokens: those are the base's least probable.
     """
-    scores, divergences = [], []
+    width = reference.shape[1]
+    parts = []
     for start in range(0, len(targets), _ROWS):
         part = slice(start, start + _ROWS)
-        log_probs = log_softmax(_fit(logits[part], reference.shape[1]))
-        scores.append(score_rows(log_probs, targets[part]))
-        divergences.append(kl_divergence(reference[part], log_probs))
-    return TokenDivergence(concatenate(scores), _join(divergences))
+        expected = np.asarray(reference[part], np.float32)
+        log_probs = log_softmax(_fit(logits[part], width))
+        scores = score_rows(log_probs, targets[part])
+        divergence = TokenDivergence(scores, kl_divergence(expected, log_probs))
+        if base is not None:
+            plain = _fit(np.asarray(base[part], np.float32), width)
+            divergence = replace(
+                divergence,
+                kl_base=kl_divergence(plain, log_probs),
+                effect=effect(plain, expected, log_probs),
+            )
+        parts.append(divergence)
+    return join(parts)
 
 
-def concatenate(parts: list[TokenScores]) -> TokenScores:
-    """Scores of several batches as one."""
-    top = [part.top for part in parts]
-    return TokenScores(
-        _join([part.nll for part in parts]),
-        np.concatenate(top) if top else np.empty(0, np.int64),
+def join(parts: Sequence[TokenDivergence]) -> TokenDivergence:
+    """Divergences of several batches as one."""
+    effects = [part.effect for part in parts if part.effect is not None]
+    based = [part.kl_base for part in parts if part.kl_base is not None]
+    top = [part.scores.top for part in parts]
+    return TokenDivergence(
+        TokenScores(
+            _concatenate([part.scores.nll for part in parts]),
+            np.concatenate(top) if top else np.empty(0, np.int64),
+        ),
+        _concatenate([part.kl for part in parts]),
+        _concatenate(based) if based else None,
+        TokenEffect(
+            _concatenate([one.along for one in effects]),
+            _concatenate([one.square for one in effects]),
+        )
+        if effects
+        else None,
     )
 
 
-def _join(parts: list[Float64Array]) -> Float64Array:
+def _concatenate(parts: list[Float64Array]) -> Float64Array:
     return np.concatenate(parts) if parts else np.empty(0, np.float64)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeadapt.adapters.spec import adapter_identity
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.bench.run import bench_artifact
@@ -114,8 +115,7 @@ def adapted(path: Path) -> Adapted:
     record = _read_optional(record_path)
     if (path / "adapter_config.json").is_file():
         digest = file_sha256(path / "adapter_model.safetensors")
-        identity = sha256_json([digest, file_sha256(path / "adapter_config.json")])
-        return Adapted(path, None, digest, record, identity)
+        return Adapted(path, None, digest, record, adapter_identity(path))
     digest = base_hash(path)
     return Adapted(None, path, digest, record, digest)
 

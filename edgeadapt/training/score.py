@@ -63,15 +63,17 @@ def score_model(model: Any, encoded: Sequence[Encoded], *, title: str = "held-ou
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad(), progress(title, len(encoded)) as advance:
-            for batch in _batches(encoded):
-                total += _batch_nll(torch, model, batch)
+            for batch in batches(encoded):
+                logits, targets = batch_logits(model, batch)
+                losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+                total += float(losses.double().sum())
                 advance(len(batch))
     finally:
         model.train(was_training)
     return Score(len(encoded), sum(example.n_scored for example in encoded), total)
 
 
-def _batches(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+def batches(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
     """Examples of like length together, to pad little; the sum does not depend on the order."""
     batch: list[Encoded] = []
     for example in sorted(encoded, key=lambda example: -len(example.ids)):
@@ -85,7 +87,18 @@ def _batches(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
         yield batch
 
 
-def _batch_nll(torch: Any, model: Any, batch: Sequence[Encoded]) -> float:
+def batch_logits(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
+    """What a model predicts for the scored tokens of a batch, and the tokens themselves.
+
+    Args:
+        model: a transformers model, or a PEFT model around one.
+        batch: examples, the longest first.
+
+    Returns:
+        Logits in float32, shape (scored tokens, vocabulary), example by example; and token ids,
+        shape (scored tokens,).
+    """
+    torch = need("torch", "scoring a model")
     device = next(model.parameters()).device
     shape = (len(batch), len(batch[0].ids))
     ids = torch.zeros(shape, dtype=torch.long)
@@ -99,8 +112,7 @@ def _batch_nll(torch: Any, model: Any, batch: Sequence[Encoded]) -> float:
     ids, mask, scored = ids.to(device), mask.to(device), scored.to(device)
     with only_predicting(model, scored):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits[0].float(), ids[scored], reduction="none")
-    return float(losses.double().sum())
+    return logits[0].float(), ids[scored]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import copy
 import math
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded, encode_dataset
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
-from edgeadapt.extras import need
+from edgeadapt.extras import need, need_torch_sharing_cores
 from edgeadapt.files import atomic_folder, write_json
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
 from edgeadapt.training.checkpoints import WorkFolder
@@ -88,7 +87,7 @@ def train(
     )
     run = _Run(base, base_spec, settings, METHODS[settings.method], encoded, held_out or [])
     inputs = run.inputs(train_data, heldout_data)
-    _import_torch_sharing_cores()
+    need_torch_sharing_cores("training")
     place = work or out.with_name(f".{out.name}.work")
     begun_before = place.exists()
     folder = WorkFolder(place, inputs)
@@ -264,23 +263,6 @@ class _Run:
         # Embeddings are never changed here; left to itself PEFT asks a hub whether they were.
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty form for a hub
-
-
-def _import_torch_sharing_cores() -> None:
-    """Let OpenMP's threads sleep while they wait for each other.
-
-    By default they spin. Where other programs run too, the one that all wait for then gets no
-    core: with a load of 3.5 on 2 cores a step of the 135M model took 50 s spinning and 8 s asleep.
-    The variable is read when torch is imported, and is not left to child processes.
-    """
-    name = "OMP_WAIT_POLICY"
-    if "torch" in sys.modules or name in os.environ:
-        return
-    os.environ[name] = "PASSIVE"
-    try:
-        need("torch", "training")
-    finally:
-        del os.environ[name]
 
 
 def _versions() -> dict[str, str]:

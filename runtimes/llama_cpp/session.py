@@ -167,21 +167,35 @@ class LlamaCppSession(Session):
             InputError: more tokens than the context holds, or an id outside the vocabulary.
             RuntimeFailure: llama.cpp reported an error.
         """
+        return self.logits_at(ids, range(len(ids)))
+
+    def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> Float32Array:
+        """Logits at some positions, increasing; raises as `all_logits`, which computes more.
+
+        Returns:
+            Shape (len(positions), vocab_size).
+        """
         self.reset()
         self._check(ids)
-        result = np.empty((len(ids), self.vocab_size), np.float32)
+        flags = np.zeros(len(ids), np.int8)
+        flags[list(positions)] = 1
+        result = np.empty((len(positions), self.vocab_size), np.float32)
         step = min(_LOGIT_ROWS, self._batch_size)
+        filled = 0
         for start in range(0, len(ids), step):
             part = ids[start : start + step]
+            wanted = np.ascontiguousarray(flags[start : start + step])
             tokens = (self._lib.llama_token * len(part))(*part)
-            wanted = (ctypes.c_int8 * len(part))(*([1] * len(part)))
             batch = self._lib.llama_batch_get_one(tokens, len(part))
-            batch.logits = ctypes.cast(wanted, ctypes.POINTER(ctypes.c_int8))
+            batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
             self._decode(batch, len(part))
-            rows = self._lib.llama_get_logits(self._context)
-            result[start : start + len(part)] = np.ctypeslib.as_array(
-                rows, shape=(len(part), self.vocab_size)
-            )
+            count = int(wanted.sum())
+            if count:
+                rows = self._lib.llama_get_logits(self._context)
+                result[filled : filled + count] = np.ctypeslib.as_array(
+                    rows, shape=(count, self.vocab_size)
+                )
+            filled += count
         return result
 
     def reset(self) -> None:

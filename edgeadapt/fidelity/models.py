@@ -1,0 +1,129 @@
+"""The models that an artifact is compared with, as torch runs them.
+
+- `base`: the plain base in float32.
+- `merged`: the float32 model with the adapter merged in, which is what an artifact means to be.
+- `live`: the adapter over the base as it was held in training, in NF4 for QLoRA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeadapt.adapters.spec import adapter_identity, read_spec
+from edgeadapt.base_model import base_hash
+from edgeadapt.errors import InputError
+from edgeadapt.extras import need
+
+State = Literal["base", "merged", "live"]
+
+_TOOLS = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """One of the models to compare with."""
+
+    state: State
+    base: Path
+    """A Hugging Face folder."""
+    adapter: Path | None = None
+    """A PEFT adapter folder; none for the base, and for a model that was trained whole."""
+    held_as: str = "float32"
+    """How the base is held under a live adapter: nf4, nf4-double, bfloat16, float16, float32."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines its logits, JSON-serializable."""
+        return {
+            "state": "live" if self.state == "live" else "float32",
+            "base": base_hash(self.base),
+            "adapter": self.adapter and adapter_identity(self.adapter),
+            "held_as": self.held_as,
+            "versions": {name: _version(name) for name in _TOOLS},
+        }
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, to be read by `from_record` in another process."""
+        adapter = self.adapter and str(self.adapter)
+        return asdict(self) | {"base": str(self.base), "adapter": adapter}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> ReferenceModel:
+        """What `record` wrote."""
+        adapter = record["adapter"] and Path(record["adapter"])
+        return cls(**record | {"base": Path(record["base"]), "adapter": adapter})
+
+
+def reference_models(base: Path, adapter: Path | None) -> dict[State, ReferenceModel]:
+    """The models that there are: the base alone, or with an adapter all three.
+
+    Args:
+        base: a Hugging Face folder.
+        adapter: a PEFT adapter folder.
+
+    Raises:
+        InputError: the adapter's folder is no adapter.
+    """
+    plain = ReferenceModel("base", base)
+    if adapter is None:
+        return {"base": plain}
+    merged = replace(plain, state="merged", adapter=adapter)
+    held_as = str(read_spec(adapter).record.get("quantization") or "float32")
+    return {
+        "base": plain,
+        "merged": merged,
+        "live": replace(merged, state="live", held_as=held_as),
+    }
+
+
+def load(model: ReferenceModel) -> Any:
+    """The model as a transformers module in eval mode.
+
+    Raises:
+        InputError: the adapter does not belong to the base.
+        UnsupportedError: transformers does not know the architecture.
+        MissingExtraError: a library is missing.
+    """
+    from edgeadapt.calibration.activations import load_model
+    from edgeadapt.export import open_model
+
+    if model.state == "live":
+        return _load_live(model)
+    # Whether the adapter belongs to the base was decided when the artifact was made.
+    return load_model(open_model(str(model.base), model.adapter, any_base=True).source)
+
+
+def _load_live(model: ReferenceModel) -> Any:
+    from edgeadapt.training.quantization import (
+        Nf4Settings,
+        bitsandbytes_config,
+        detect_nf4_settings,
+    )
+
+    torch = need("torch", "running an adapter unmerged")
+    transformers = need("transformers", "running an adapter unmerged")
+    peft = need("peft", "running an adapter unmerged")
+    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+    if model.held_as.startswith("nf4"):
+        here = detect_nf4_settings()
+        options["quantization_config"] = bitsandbytes_config(
+            Nf4Settings(here.compute_dtype, model.held_as == "nf4-double", "as it was trained")
+        )
+    elif model.held_as in ("bfloat16", "float16"):
+        options["dtype"] = getattr(torch, model.held_as)
+    elif model.held_as != "float32":
+        raise InputError(
+            f"the adapter says that its base was held as {model.held_as!r} in training; edgeadapt "
+            "knows nf4, nf4-double, bfloat16, float16 and float32"
+        )
+    base = transformers.AutoModelForCausalLM.from_pretrained(model.base, **options)
+    return peft.PeftModel.from_pretrained(base, model.adapter, local_files_only=True).eval()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,160 @@
+"""What torch says of held-out text, kept in the cache by the hash of model and text.
+
+A reference is a folder: `log_probs.npy`, float16, shape (scored tokens, vocabulary), and
+`scores.npz` with the float32 figures of each token. Log probabilities and not logits are stored,
+because those that matter are near zero, where float16 is fine: rounding changes a divergence by
+less than 1e-6 nats.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeadapt.console import log, progress
+from edgeadapt.data.encode import Encoded
+from edgeadapt.extras import need_torch_sharing_cores
+from edgeadapt.fidelity.metrics import (
+    Float16Array,
+    IntArray,
+    TokenScores,
+    exponential,
+    log_softmax,
+    mean,
+    score_rows,
+)
+from edgeadapt.fidelity.models import ReferenceModel, load
+from edgeadapt.files import atomic_folder, cache_dir, check_disk, sha256_json, write_json
+from edgeadapt.jobs import available_threads
+from edgeadapt.worker import Progress, run_job
+
+_LOG_PROBS, _SCORES, _RECORD = "log_probs.npy", "scores.npz", "reference.json"
+_VERSION = 1
+"""Of the files' content; part of the hash."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model's log probabilities at the scored tokens of a text."""
+
+    folder: Path
+    scores: TokenScores
+
+    @classmethod
+    def open(cls, folder: Path) -> Reference:
+        """A folder that is finished."""
+        with np.load(folder / _SCORES) as scores:
+            return cls(folder, TokenScores(scores["nll"], scores["top"]))
+
+    @property
+    def log_probs(self) -> Float16Array:
+        """Memory-mapped, float16, shape (scored tokens, vocabulary)."""
+        values: Float16Array = np.load(self.folder / _LOG_PROBS, mmap_mode="r")
+        return values
+
+
+def text_hash(encoded: Sequence[Encoded]) -> str:
+    """Hex SHA-256 of held-out text as tokens, and which of them count."""
+    return sha256_json([[example.ids, example.scored] for example in encoded])
+
+
+def sequence_numbers(encoded: Sequence[Encoded]) -> IntArray:
+    """Which sequence each scored token belongs to, shape (scored tokens,)."""
+    return np.repeat(np.arange(len(encoded)), [example.n_scored for example in encoded])
+
+
+def targets(encoded: Sequence[Encoded]) -> IntArray:
+    """The scored tokens, shape (scored tokens,)."""
+    return np.array(
+        [i for e in encoded for i, scored in zip(e.ids, e.scored, strict=True) if scored], np.int64
+    )
+
+
+def find_reference(
+    model: ReferenceModel, encoded: Sequence[Encoded], *, threads: int | None = None
+) -> Reference:
+    """A reference from the cache, or computed in a child process and put there.
+
+    Args:
+        model: what to run.
+        encoded: held-out text; its scored tokens count.
+        threads: of torch; by default the cores that there are.
+
+    Raises:
+        InputError: the disk has no room for it, or the model cannot be used.
+        RuntimeFailure: the child died or failed.
+    """
+    identity = model.identity() | {"text": text_hash(encoded), "version": _VERSION}
+    folder = cache_dir() / "references" / sha256_json(identity)[:24]
+    if not folder.is_dir():
+        _compute(model, encoded, folder, identity, threads or available_threads())
+    return Reference.open(folder)
+
+
+def _compute(
+    model: ReferenceModel,
+    encoded: Sequence[Encoded],
+    folder: Path,
+    identity: dict[str, Any],
+    threads: int,
+) -> None:
+    title = f"reference of the {model.state} model (torch)"
+    with atomic_folder(folder, overwrite=True) as partial:
+        payload = {
+            "runtime": "torch",
+            "model": model.record(),
+            "sequences": [{"ids": e.ids, "counts": e.scored} for e in encoded],
+            "threads": threads,
+            "out": str(partial),
+        }
+        with progress(title, len(encoded), "sequences") as advance:
+            run_job("reference", payload, on_progress=advance)
+        scores = Reference.open(partial).scores
+        perplexity = exponential(mean(scores.nll, sequence_numbers(encoded)))
+        write_json(partial / _RECORD, {"identity": identity, "perplexity": perplexity.record()})
+    log.info("%s: perplexity %.2f", title, perplexity.value)
+
+
+def run_reference(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
+    """The `reference` job, in the child: fills the folder `out`."""
+    torch = need_torch_sharing_cores("computing a reference")
+    torch.set_num_threads(payload["threads"])
+    encoded = [Encoded(sequence["ids"], sequence["counts"]) for sequence in payload["sequences"]]
+    with torch.no_grad():
+        model = load(ReferenceModel.from_record(payload["model"]))
+        write_reference(model, encoded, Path(payload["out"]), advance)
+    return {}
+
+
+def write_reference(
+    model: Any, encoded: Sequence[Encoded], folder: Path, advance: Progress
+) -> None:
+    """Run a transformers module over text, a few sequences at a time, and store what it says."""
+    from edgeadapt.training.score import batch_logits, batches
+
+    counts = [example.n_scored for example in encoded]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    # Batches hold the longest first; a stable sort tells which example each row belongs to.
+    order = iter(sorted(range(len(encoded)), key=lambda i: -len(encoded[i].ids)))
+    nll, top = np.empty(starts[-1]), np.empty(starts[-1], np.int64)
+    stored: Any = None
+    for batch in batches(encoded):
+        logits, wanted = batch_logits(model, batch)
+        log_probs = log_softmax(logits.cpu().numpy())
+        scores = score_rows(log_probs, wanted.cpu().numpy())
+        if stored is None:
+            shape = (int(starts[-1]), log_probs.shape[1])
+            check_disk(folder, 2 * shape[0] * shape[1])
+            stored = np.lib.format.open_memmap(folder / _LOG_PROBS, "w+", np.float16, shape)
+        members = itertools.islice(order, len(batch))
+        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
+        stored[rows] = log_probs
+        nll[rows], top[rows] = scores.nll, scores.top
+        advance(len(batch))
+    stored.flush()
+    np.savez(folder / _SCORES, nll=nll, top=top)
