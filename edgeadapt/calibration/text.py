@@ -30,7 +30,7 @@ def token_chunks(
         InputError: the data cannot be read, or there is no text in it.
     """
     if path.suffix.lower() == ".txt":
-        ids = tokenizer.encode(_text(path), add_special_tokens=True)
+        ids = tokenizer.encode(read_text(path), add_special_tokens=True)
     else:
         # Twice what is needed: chunks are picked from a stream, and examples are short or long.
         encoded = encode_dataset(path, tokenizer, 2 * chunk_tokens, limit=limit * chunk_tokens // 8)
@@ -44,7 +44,13 @@ def token_chunks(
     return [chunks[index * len(chunks) // limit] for index in range(limit)]
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        InputError: it cannot be read.
+        CorruptFileError: it is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

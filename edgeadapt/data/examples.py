@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ from edgeadapt.errors import InputError
 _ROLE_OF = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 """ShareGPT's speaker names (`conversations` with `from` and `value`) as chat roles."""
 
-_EXPECTED = "expected 'messages' (a list of role and content), 'prompt' and 'completion', or 'text'"
+_EXPECTED = (
+    "expected 'messages' (a list of role and content), 'prompt' and 'completion', 'prompt', "
+    "'choices' and 'answer', or 'text'"
+)
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,17 @@ class Example:
     prompt: str | None = None
     completion: str | None = None
     text: str | None = None
+    choices: tuple[str, ...] | None = None
+    """With a prompt: answers to choose from; the right one is `completion`."""
 
 
 def parse_example(record: object, where: str) -> Example:
     """Normalise one row of a dataset.
 
-    The first form whose fields are present is taken: `messages`, `conversations`,
-    `prompt` + `completion`, `text`. Where a prompt and its completion are lists of messages
-    (TRL's conversational form) they become one conversation.
+    The first form whose fields are present is taken: `messages`, `conversations`, `choices`
+    (with `prompt` or `question`, and `answer`), `prompt` + `completion`, `text`. Where a prompt
+    and its completion are lists of messages (TRL's conversational form) they become one
+    conversation.
 
     Args:
         record: the row, field name -> value.
@@ -46,6 +53,8 @@ def parse_example(record: object, where: str) -> Example:
         return Example(messages=_messages(record["messages"], "messages", where))
     if "conversations" in present:
         return Example(messages=_messages(record["conversations"], "conversations", where))
+    if "choices" in present:
+        return _choices(record, where)
     if "prompt" in present or "completion" in present:
         for field in ("prompt", "completion"):
             if field not in present:
@@ -65,12 +74,43 @@ def _completion(prompt: object, completion: object, where: str) -> Example:
     )
 
 
+def _choices(record: Mapping[str, object], where: str) -> Example:
+    """A multiple-choice question; `answer` is the right choice's number from 0, label or text.
+
+    ARC's form is known too: `choices` with lists `text` and `label`, and `answerKey`.
+    """
+    given: object = record["choices"]
+    labels: object = string.ascii_uppercase
+    if isinstance(given, str):  # CSV has no lists: JSON in the cell
+        given = _json(given, "choices", where)
+    if isinstance(given, Mapping):
+        given, labels = given.get("text"), given.get("label") or labels
+    if not isinstance(given, (list, tuple)) or len(given) < 2:
+        raise InputError(f"{where}: field 'choices' is {_kind(given)}, expected a list of texts")
+    choices = tuple(_text(choice, f"choices[{i}]", where) for i, choice in enumerate(given))
+    answer = record.get("answer", record.get("answerKey"))
+    names = labels if isinstance(labels, (list, tuple, str)) else ""
+    if len(names) < len(choices):
+        raise InputError(f"{where}: field 'choices' has {len(choices)} texts, fewer labels")
+    named: list[object] = [
+        *range(len(choices)), *map(str, names[: len(choices)]), *choices,
+    ]  # fmt: skip
+    if answer not in named:
+        number: list[object] = [str(index) for index in range(len(choices))]
+        if answer not in number:
+            raise InputError(
+                f"{where}: field 'answer' is {str(answer)[:40]!r}, expected the right choice's "
+                f"number from 0 to {len(choices) - 1}, its label, or its text"
+            )
+        named = number  # as CSV has it
+    prompt = _text(record.get("prompt", record.get("question")), "prompt", where)
+    right = choices[named.index(answer) % len(choices)]
+    return Example(prompt=prompt, completion=right, choices=choices)
+
+
 def _messages(value: object, field: str, where: str) -> tuple[Message, ...]:
     if isinstance(value, str):  # CSV has no lists: JSON in the cell
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: field {field!r} is not a JSON list: {error}") from error
+        value = _json(value, field, where)
     if not isinstance(value, (list, tuple)) or not value:
         raise InputError(f"{where}: field {field!r} is {_kind(value)}, expected a list of messages")
     messages = tuple(
@@ -82,6 +122,13 @@ def _messages(value: object, field: str, where: str) -> tuple[Message, ...]:
             "so there is nothing to learn from it"
         )
     return messages
+
+
+def _json(text: str, field: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: field {field!r} is not a JSON list: {error}") from error
 
 
 def _message(entry: object, field: str, where: str) -> Message:

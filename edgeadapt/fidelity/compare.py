@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from edgeadapt.data.encode import Encoded
 from edgeadapt.fidelity.metrics import TokenDivergence, TokenEffect, TokenScores, diverge_rows, join
 from edgeadapt.fidelity.references import Reference
 from edgeadapt.jobs import artifact_payload, open_session
+from edgeadapt.runtimes.registry import get_runtime
+from edgeadapt.setup.llama_cpp import build_record
 from edgeadapt.worker import Progress, run_job
 
 _FILE = "tokens.npz"
@@ -67,8 +69,7 @@ def compare(
         total = sum(len(example.ids) for example in encoded)
         with progress(title, total, "tokens") as advance:
             run_job("compare", payload, timeout_s=engine.timeout_s, on_progress=advance)
-        with np.load(Path(folder) / _FILE) as stored:
-            return _from_arrays(dict(stored))
+        return read_divergence(Path(folder) / _FILE)
 
 
 def run_compare(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
@@ -91,18 +92,23 @@ def run_compare(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
             advance(len(ids))
     finally:
         session.close()
-    np.savez(Path(payload["out"]) / _FILE, **_to_arrays(join(parts)))
+    with (Path(payload["out"]) / _FILE).open("wb") as file:
+        write_divergence(file, join(parts))
     return {}
 
 
-def _to_arrays(divergence: TokenDivergence) -> dict[str, Any]:
-    arrays = {"nll": divergence.scores.nll, "top": divergence.scores.top, "kl": divergence.kl}
+def write_divergence(file: IO[bytes], divergence: TokenDivergence) -> None:
+    """Store every array in NumPy's npz format."""
+    arrays: dict[str, Any] = vars(divergence.scores) | {"kl": divergence.kl}
     if divergence.kl_base is not None and divergence.effect is not None:
         arrays |= {"kl_base": divergence.kl_base} | vars(divergence.effect)
-    return arrays
+    np.savez(file, **arrays)
 
 
-def _from_arrays(arrays: dict[str, Any]) -> TokenDivergence:
+def read_divergence(path: Path) -> TokenDivergence:
+    """What `write_divergence` wrote."""
+    with np.load(path) as stored:
+        arrays = dict(stored)
     based = "kl_base" in arrays
     return TokenDivergence(
         TokenScores(arrays["nll"], arrays["top"]),
@@ -110,3 +116,9 @@ def _from_arrays(arrays: dict[str, Any]) -> TokenDivergence:
         arrays["kl_base"] if based else None,
         TokenEffect(arrays["along"], arrays["square"]) if based else None,
     )
+
+
+def engine_identity(runtime: str) -> dict[str, Any]:
+    """What a runtime's figures depend on: one version of llama.cpp is built in many ways."""
+    built = build_record() if runtime == "llama-cpp" else None
+    return {"name": runtime, "version": get_runtime(runtime).version(), "build": built}

@@ -18,12 +18,11 @@ from edgeadapt.data.load import data_hash, load_examples
 from edgeadapt.data.source import resolve_data
 from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, export, merge_to_folder, open_model
+from edgeadapt.fidelity.compare import engine_identity
 from edgeadapt.files import read_json, sha256_json, write_json
 from edgeadapt.jobs import Score, Scored, available_threads, sample, score
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe
-from edgeadapt.runtimes.registry import get_runtime
-from edgeadapt.setup.llama_cpp import build_record
 from edgeadapt.tokenizer import ModelTokenizer
 
 TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
@@ -195,7 +194,7 @@ def evaluate_stage(
     prompts = sample_prompts(recipe, inputs)
     key = {
         "artifact": artifact.sha256(),
-        "runtime": _engine(runtime),
+        "runtime": engine_identity(runtime),
         "held_out": _encoded_key(held_out),
         "prompts": prompts,
         "answer_tokens": recipe.evaluate.answer_tokens,
@@ -223,7 +222,7 @@ def bench_stage(
     machine = this_machine()
     key = {
         "artifact": sha256,
-        "runtime": _engine(runtime),
+        "runtime": engine_identity(runtime),
         "settings": settings.model_dump(mode="json", exclude={"reference"}),
         "threads": threads,
         "machine": [machine.cpu, machine.available_cores, machine.memory_bytes],
@@ -241,12 +240,6 @@ def bench_stage(
         write_json(folder / "measurement.json", measurement.model_dump(mode="json"))
 
     return space.stage(f"bench-{label}-{runtime}", key, work)
-
-
-def _engine(name: str) -> dict[str, Any]:
-    """What a runtime's figures depend on: one version of llama.cpp is built in many ways."""
-    built = build_record() if name == "llama-cpp" else None
-    return {"name": name, "version": get_runtime(name).version(), "build": built}
 
 
 def held_out_sequences(recipe: Recipe, inputs: Inputs) -> list[Encoded]:

@@ -1,0 +1,59 @@
+"""Held-out text as token sequences: examples whose answers count, or windows of running text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeadapt.calibration.text import read_text
+from edgeadapt.data.encode import Encoded, encode_dataset
+from edgeadapt.errors import InputError
+from edgeadapt.tokenizer import ModelTokenizer
+
+
+def held_out_text(
+    path: Path,
+    tokenizer: ModelTokenizer,
+    *,
+    limit: int | None = None,
+    max_tokens: int = 512,
+    window: int = 512,
+) -> list[Encoded]:
+    """A dataset's examples, or a .txt file in windows.
+
+    Args:
+        path: see `load_examples`; or UTF-8 text in a file that ends in .txt.
+        tokenizer: the model's.
+        limit: most examples or windows, evenly spaced; all by default.
+        max_tokens: length at which examples are cut.
+        window: tokens in a window.
+
+    Raises:
+        InputError: the data cannot be read, or nothing in it counts.
+    """
+    if path.suffix.lower() != ".txt":
+        return encode_dataset(path, tokenizer, max_tokens, limit=limit)
+    found = windows(tokenizer.encode(read_text(path), add_special_tokens=True), tokenizer, window)
+    if not found:
+        raise InputError(
+            f"{path} is shorter than one window of {window} tokens; give more text, or a smaller "
+            "--window"
+        )
+    if limit is not None and limit < len(found):
+        found = [found[index * len(found) // limit] for index in range(limit)]
+    return found
+
+
+def windows(ids: list[int], tokenizer: ModelTokenizer, window: int) -> list[Encoded]:
+    """Consecutive windows as llama.cpp's `llama-perplexity` takes them.
+
+    In each, the tokens after the first `window // 2 + 1` are scored, so that every one has at
+    least half a window before it. What is left at the end is dropped. Where the tokenizer begins
+    a text with a token of its own, that takes the place of each window's first.
+    """
+    prefix = tokenizer.encode("", add_special_tokens=True)[:1]
+    first = window // 2
+    scored = [position > first for position in range(window)]
+    return [
+        Encoded(prefix + ids[start + len(prefix) : start + window], scored)
+        for start in range(0, len(ids) - window + 1, window)
+    ]
