@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeadapt.devices import DeviceProfile, RuntimeChoice
@@ -102,6 +102,45 @@ def choose(
             )
         too_large.append(candidate)
     raise InputError(_nothing_fits(profile, too_large, tokens))
+
+
+def next_better(
+    format: str,
+    quantization: str,
+    *,
+    size_bytes: int,
+    parameters: int,
+    kv_bytes_per_token: int,
+    profiles: Sequence[DeviceProfile] = (),
+) -> str | None:
+    """The smallest quantization with more bits that still fits every device, if there is one.
+
+    Args:
+        format: of the artifact.
+        quantization: that was not good enough.
+        size_bytes: its file, which tells the bits of a quantization that the table lacks.
+        parameters: of the model, embeddings included.
+        kv_bytes_per_token: as `choose` takes it.
+        profiles: the devices.
+    """
+    bits = BITS_PER_WEIGHT.get((format, quantization), 8 * size_bytes / parameters)
+    better = sorted(
+        (width, name) for (kind, name), width in BITS_PER_WEIGHT.items()
+        if kind == format and width > bits
+    )  # fmt: skip
+    for width, name in better:
+        weights = parameters * width / 8
+        if all(
+            weights + _kv_bytes(profile, format, kv_bytes_per_token) + _RUNTIME_OVERHEAD_BYTES
+            <= profile.model_budget_gib * _GIB
+            for profile in profiles
+        ):
+            return name
+    return None
+
+
+def _kv_bytes(profile: DeviceProfile, format: str, kv_bytes_per_token: int) -> float:
+    return int(profile.context.value) * kv_bytes_per_token * _KV_WIDTH[format]
 
 
 def _candidates(profile: DeviceProfile, parameters: int, kv_bytes: int) -> Iterator[_Candidate]:

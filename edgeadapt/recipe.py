@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edgeadapt.errors import InputError
+from edgeadapt.fidelity.gates import Gates
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.yaml_model import parse_yaml
 
@@ -41,6 +42,17 @@ class ExportSection(_Section):
         return self
 
 
+class TaskSection(_Section):
+    """The user's own measure of quality."""
+
+    metric: str = Field(
+        description="exact-match, f1, rouge-l, multiple-choice, or an edgeadapt.metrics plugin's"
+    )
+    data: str | None = Field(None, description="questions and answers; default: held-out data")
+    examples: int = Field(32, ge=1, description="asked, evenly spaced over the data")
+    max_tokens: int = Field(64, ge=1, description="longest answer")
+
+
 class EvaluateSection(_Section):
     """What every artifact is asked, on its own runtime."""
 
@@ -48,6 +60,7 @@ class EvaluateSection(_Section):
     max_tokens: int = Field(512, ge=2, description="longer examples are cut")
     prompts: tuple[str, ...] = Field((), description="sample questions; default: from held-out")
     answer_tokens: int = Field(64, ge=1)
+    task: TaskSection | None = None
 
 
 class BenchSection(_Section):
@@ -71,6 +84,7 @@ class Recipe(_Section):
     adapter: str | None = Field(None, description="a ready adapter, in place of training")
     export: tuple[ExportSection, ...] = Field(min_length=1)
     evaluate: EvaluateSection = EvaluateSection()
+    gates: Gates = Gates()
     bench: BenchSection = BenchSection()
 
     @field_validator("name")
@@ -86,6 +100,8 @@ class Recipe(_Section):
             raise ValueError("give train or adapter, not both")
         if self.train is not None and self.data.train is None:
             raise ValueError("train needs data.train")
+        if self.gates.min_task_metric is not None and self.evaluate.task is None:
+            raise ValueError("gates.min_task_metric needs evaluate.task")
         if self.train is not None and self.train.method == "prefix":
             raise ValueError(
                 "train.method prefix changes no weight, so nothing could be exported; use another "

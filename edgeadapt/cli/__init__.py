@@ -17,6 +17,7 @@ _COMMANDS = {
     "imatrix": "Measure which weights matter on your own text, for low-bit files.",
     "export": "Write a GGUF or ONNX artifact for a device.",
     "inspect": "Say what a base, adapter or artifact is, and what can carry it.",
+    "evaluate": "Measure what artifacts lost of the model they were made from, and judge it.",
     "bench": "Measure latency and memory of artifacts on their runtimes.",
     "chat": "Talk to an artifact.",
     "devices": "List and show device profiles.",

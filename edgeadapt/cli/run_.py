@@ -27,20 +27,24 @@ def command(recipe: str, resume: bool, runs: Path, as_json: bool) -> None:
     RECIPE is a YAML file, or `demo` for the built-in one. Each stage has a
     folder named by the hash of its inputs, so a second run does only what
     changed. After a kill, --resume continues in the middle of training.
+    If an artifact fails one of the recipe's gates, it ends with exit code 1.
 
     \b
     edgeadapt run demo
     edgeadapt run recipe.yaml --resume
     """
     from edgeadapt.pipeline import run_recipe
+    from edgeadapt.pipeline.verdicts import raise_failures
     from edgeadapt.recipe import load_recipe
     from edgeadapt.report import summary
 
     loaded = load_recipe(recipe)
     root = runs / loaded.name
     results = run_recipe(loaded, root, resume=resume)
+    document = results.document()
     if as_json:
-        emit_json(results.document())
-        return
-    emit(summary(results.document()))
-    emit(f"report: {root / 'report.html'}")
+        emit_json(document)
+    else:
+        emit(summary(document))
+        emit(f"report: {root / 'report.html'}")
+    raise_failures(document["failures"])

@@ -84,7 +84,8 @@ def _choices(record: Mapping[str, object], where: str) -> Example:
     if isinstance(given, str):  # CSV has no lists: JSON in the cell
         given = _json(given, "choices", where)
     if isinstance(given, Mapping):
-        given, labels = given.get("text"), given.get("label") or labels
+        labels = given.get("label") or labels
+        given = given.get("text")
     if not isinstance(given, (list, tuple)) or len(given) < 2:
         raise InputError(f"{where}: field 'choices' is {_kind(given)}, expected a list of texts")
     choices = tuple(_text(choice, f"choices[{i}]", where) for i, choice in enumerate(given))

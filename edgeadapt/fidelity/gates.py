@@ -7,14 +7,11 @@ halved keeps 76%, doubled 87%; rounded to the grid that the base's weights lie o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from edgeadapt.fidelity.metrics import Fidelity
-from edgeadapt.fidelity.retention import Retention
 
 
 class Gates(BaseModel):
@@ -67,52 +64,53 @@ class Verdict:
 
 
 def judge(
-    gates: Gates,
-    fidelity: Fidelity,
-    retention: Retention | None,
-    task: float | None = None,
-    others: Sequence[Verdict] = (),
+    gates: Gates, figures: Mapping[str, Any], others: Sequence[Verdict] = ()
 ) -> list[Verdict]:
     """The verdict of every gate that is on and has something to judge.
 
     Args:
         gates: the limits.
-        fidelity: against the merged model.
-        retention: None if there is no adapter.
-        task: the task metric, if one was measured.
+        figures: what `evaluate` returned.
         others: verdicts that come about elsewhere, such as `parity`'s.
     """
-    return [*_judge_numbers(gates, fidelity, retention, task), *others]
+    return [*_judge_numbers(gates, figures), *others]
 
 
-def _judge_numbers(
-    gates: Gates, fidelity: Fidelity, retention: Retention | None, task: float | None
-) -> Iterator[Verdict]:
+def verdict_record(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Verdicts as JSON: `gates`, `failed_gates` and `passed`."""
+    failed = [verdict.gate for verdict in verdicts if not verdict.passed]
+    return {
+        "gates": [verdict.record() for verdict in verdicts],
+        "failed_gates": failed,
+        "passed": not failed,
+    }
+
+
+def _judge_numbers(gates: Gates, figures: Mapping[str, Any]) -> Iterator[Verdict]:
+    fidelity, retention, task = (figures[name] for name in ("fidelity", "retention", "task"))
     if gates.max_kl is not None:
-        yield _at_most("max_kl", fidelity.mean_kl.value, gates.max_kl)
+        yield _at_most("max_kl", fidelity["mean_kl"]["value"], gates.max_kl)
     if gates.min_top1 is not None:
-        yield _at_least("min_top1", fidelity.top1.value, gates.min_top1)
-    if gates.min_retention is not None and retention is not None:
-        kept = retention.adapter
-        if kept is not None:
-            yield _at_least("min_retention", kept, gates.min_retention, _explain(retention))
+        yield _at_least("min_top1", fidelity["top1"]["value"], gates.min_top1)
+    if gates.min_retention is not None and retention and retention["adapter"] is not None:
+        note = _explain(retention["effect"])
+        yield _at_least("min_retention", retention["adapter"], gates.min_retention, note)
     if gates.max_perplexity_ratio is not None:
-        yield _at_most(
-            "max_perplexity_ratio", fidelity.perplexity_ratio.value, gates.max_perplexity_ratio
-        )
-    if gates.min_task_metric is not None and task is not None:
-        yield _at_least("min_task_metric", task, gates.min_task_metric)
+        ratio = fidelity["perplexity_ratio"]["value"]
+        yield _at_most("max_perplexity_ratio", ratio, gates.max_perplexity_ratio)
+    if gates.min_task_metric is not None and task:
+        yield _at_least("min_task_metric", task["value"], gates.min_task_metric, task["metric"])
 
 
-def _explain(retention: Retention) -> str:
+def _explain(effect: Mapping[str, Any]) -> str:
     """In words, which way the adapter's effect is off."""
-    effect = (retention.effect_quantized or retention.effect).value
-    if effect < 0.1:
+    share = (effect["quantized_base"] or effect["float_base"])["value"]
+    if share < 0.1:
         return "the adapter is not in it, or rounding erased it"
-    if effect < 0.9:
-        return f"the adapter counts {effect:.2f} times as much as it should"
-    if effect > 1.1:
-        return f"the adapter counts too much, {effect:.2f} times as it should"
+    if share < 0.9:
+        return f"the adapter counts {share:.2f} times as much as it should"
+    if share > 1.1:
+        return f"the adapter counts too much, {share:.2f} times as it should"
     return ""
 
 

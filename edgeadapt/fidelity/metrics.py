@@ -138,7 +138,7 @@ def effect(
 
 def diverge_rows(
     reference: Float16Array | Float32Array,
-    logits: Float32Array,
+    logits: Float16Array | Float32Array,
     targets: npt.NDArray[Any],
     *,
     base: Float16Array | Float32Array | None = None,
@@ -159,7 +159,7 @@ def diverge_rows(
     for start in range(0, len(targets), _ROWS):
         part = slice(start, start + _ROWS)
         expected = np.asarray(reference[part], np.float32)
-        log_probs = log_softmax(_fit(logits[part], width))
+        log_probs = log_softmax(_fit(np.asarray(logits[part], np.float32), width))
         scores = score_rows(log_probs, targets[part])
         divergence = TokenDivergence(scores, kl_divergence(expected, log_probs))
         if base is not None:

@@ -56,17 +56,23 @@ class ReferenceModel:
         return cls(**record | {"base": Path(record["base"]), "adapter": adapter})
 
 
-def reference_models(base: Path, adapter: Path | None) -> dict[State, ReferenceModel]:
-    """The models that there are: the base alone, or with an adapter all three.
+def reference_models(
+    base: Path, adapter: Path | None = None, *, trained: Path | None = None
+) -> dict[State, ReferenceModel]:
+    """The models that there are: the base alone, with an adapter all three.
 
     Args:
         base: a Hugging Face folder.
         adapter: a PEFT adapter folder.
+        trained: a model that was trained whole from the base, in an adapter's place; it takes the
+            place of the merged one.
 
     Raises:
         InputError: the adapter's folder is no adapter.
     """
     plain = ReferenceModel("base", base)
+    if trained is not None:
+        return {"base": plain, "merged": ReferenceModel("merged", trained)}
     if adapter is None:
         return {"base": plain}
     merged = replace(plain, state="merged", adapter=adapter)

@@ -9,8 +9,10 @@ from typing import Any
 
 from edgeadapt import __version__
 from edgeadapt.artifact import Artifact
+from edgeadapt.export import ModelToExport
 from edgeadapt.files import write_json
 from edgeadapt.pipeline.stages import Adapted, Inputs
+from edgeadapt.pipeline.verdicts import failures, judged_record
 from edgeadapt.pipeline.workspace import StageResult
 from edgeadapt.recipe import Recipe
 
@@ -31,6 +33,7 @@ class Results:
 
     def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
         self._stages: list[dict[str, Any]] = []
+        self._gates = recipe.gates
         self._document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "edgeadapt": __version__,
@@ -86,15 +89,30 @@ class Results:
                 "devices": reasons,
                 "lineage": artifact.lineage,
                 "perplexity": {},
+                "fidelity": {},
             }
         )
         self._add_stage("export", stage)
 
-    def add_evaluation(self, evaluated: Evaluated, stage: StageResult) -> None:
-        """An artifact's perplexity and answers on one runtime."""
-        figures = stage.read("perplexity.json")
-        figures["gain_kept"] = self._gain_kept(figures["perplexity"])
-        self._document["artifacts"][-1]["perplexity"][evaluated.runtime] = figures
+    def add_evaluation(
+        self, evaluated: Evaluated, stage: StageResult, model: ModelToExport
+    ) -> None:
+        """An artifact's figures on one runtime, the verdict of the gates, and its answers."""
+        figures = stage.read("figures.json")
+        entry = self._document["artifacts"][-1]
+        fidelity = figures["fidelity"]
+        perplexity = fidelity["perplexity"]["value"]
+        entry["perplexity"][evaluated.runtime] = {
+            "perplexity": perplexity,
+            "nll_sum": math.log(perplexity) * fidelity["tokens"],
+            "tokens": fidelity["tokens"],
+            "examples": self._document["perplexity"]["base"]["examples"],
+            "gain_kept": self._gain_kept(perplexity),
+        }
+        judged = judged_record(
+            evaluated.artifact, figures, self._gates, model.source, tuple(entry["devices"])
+        )
+        entry["fidelity"][evaluated.runtime] = judged
         label = f"{evaluated.artifact.quantization} on {evaluated.runtime}"
         for row, answer in zip(self._document["samples"], stage.read("answers.json"), strict=True):
             row["answers"][label] = answer["answer"]
@@ -120,7 +138,11 @@ class Results:
             for runtime, figures in artifact["perplexity"].items()
         ]
         perplexity["reduction"] = self._reduction()
-        return self._document | {"perplexity": perplexity, "stages": self._stages}
+        return self._document | {
+            "perplexity": perplexity,
+            "failures": failures(self._document["artifacts"]),
+            "stages": self._stages,
+        }
 
     def save(self, root: Path) -> None:
         """Write `run.json`."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeadapt.artifact import Artifact
 from edgeadapt.console import log
-from edgeadapt.data.encode import Encoded
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, open_model
@@ -48,19 +46,29 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
     untrained = open_model(recipe.base, inputs.adapter, revision=recipe.revision)
     targets = plan_targets(recipe, untrained)
     held_out = stages.held_out_sequences(recipe, inputs)
+    stages.find_task(recipe, inputs)
     with locked(root):
         space = Workspace(root, resume=resume)
         results = Results(recipe, inputs)
         model = _adapt(space, recipe, inputs, results)
         source = model.open(recipe)
-        reference = stages.reference_stage(space, recipe, inputs, model, held_out)
+        yardstick = stages.prepare_yardstick(inputs, model, held_out)
+        reference = stages.reference_stage(space, recipe, inputs, model, held_out, yardstick)
         results.add_reference(reference)
         for target in targets:
             artifact, done = stages.export_stage(
                 space, recipe, inputs, model, source, target.format, target.quantization
             )
             results.add_artifact(artifact, target.reasons, done)
-            _measure(space, recipe, inputs, artifact, held_out, results)
+            for runtime in installed_runtimes(artifact.format):
+                evaluated = stages.evaluate_stage(
+                    space, recipe, inputs, model, artifact, runtime, yardstick, held_out
+                )
+                results.add_evaluation(Evaluated(artifact, runtime), evaluated, source)
+                bench = stages.bench_stage(
+                    space, recipe, artifact.path, artifact.sha256(), runtime, artifact.quantization
+                )
+                results.add_measurement(bench)
         if recipe.bench.reference:
             bench = stages.bench_stage(
                 space, recipe, inputs.base, inputs.base_sha256, "torch", "base"
@@ -118,20 +126,3 @@ def _adapt(space: Workspace, recipe: Recipe, inputs: Inputs, results: Results) -
         results.add_adapter(model, None)
         return model
     return Adapted(None, None, None, {})
-
-
-def _measure(
-    space: Workspace,
-    recipe: Recipe,
-    inputs: Inputs,
-    artifact: Artifact,
-    held_out: list[Encoded],
-    results: Results,
-) -> None:
-    for runtime in installed_runtimes(artifact.format):
-        scored = stages.evaluate_stage(space, recipe, inputs, artifact, runtime, held_out)
-        results.add_evaluation(Evaluated(artifact, runtime), scored)
-        bench = stages.bench_stage(
-            space, recipe, artifact.path, artifact.sha256(), runtime, artifact.quantization
-        )
-        results.add_measurement(bench)

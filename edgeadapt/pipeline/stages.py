@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,21 @@ from edgeadapt.adapters.spec import adapter_identity
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.bench.run import bench_artifact
-from edgeadapt.console import log, progress
+from edgeadapt.console import progress
 from edgeadapt.data.encode import Encoded, encode_dataset
 from edgeadapt.data.examples import Example
 from edgeadapt.data.load import data_hash, load_examples
 from edgeadapt.data.source import resolve_data
 from edgeadapt.errors import InputError
-from edgeadapt.export import ModelToExport, export, merge_to_folder, open_model
+from edgeadapt.export import ModelToExport, export, open_model
 from edgeadapt.fidelity.compare import engine_identity
-from edgeadapt.files import read_json, sha256_json, write_json
-from edgeadapt.jobs import Score, Scored, available_threads, sample, score
+from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
+from edgeadapt.fidelity.metrics import Float64Array
+from edgeadapt.fidelity.models import reference_models
+from edgeadapt.fidelity.references import text_hash
+from edgeadapt.fidelity.task import Task, check_task
+from edgeadapt.files import read_json, write_json
+from edgeadapt.jobs import available_threads, sample
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe
 from edgeadapt.tokenizer import ModelTokenizer
@@ -119,33 +127,43 @@ def adapted(path: Path) -> Adapted:
     return Adapted(None, path, digest, record, digest)
 
 
+def prepare_yardstick(
+    inputs: Inputs, model: Adapted, held_out: list[Encoded]
+) -> Callable[[], Yardstick]:
+    """What artifacts are measured against; computed when it is first asked for."""
+
+    @functools.cache
+    def yardstick() -> Yardstick:
+        models = reference_models(inputs.base, model.adapter, trained=model.model)
+        return prepare(models, held_out)
+
+    return yardstick
+
+
 def reference_stage(
     space: Workspace,
     recipe: Recipe,
     inputs: Inputs,
     model: Adapted,
     held_out: list[Encoded],
+    yardstick: Callable[[], Yardstick],
 ) -> StageResult:
     """Score the plain base and the merged model in torch, float32, and sample the base."""
     prompts = sample_prompts(recipe, inputs)
     key = {
         "base": inputs.base_sha256,
         "adapter": model.identity,
-        "held_out": _encoded_key(held_out),
+        "held_out": text_hash(held_out),
         "prompts": prompts,
         "answer_tokens": recipe.evaluate.answer_tokens,
     }
 
     def work(folder: Path) -> None:
-        figures = {"base": _scored(inputs.base, held_out, "perplexity of the base (torch)")}
+        figures = {
+            state: _perplexity(reference.scores.nll, held_out)
+            for state, reference in yardstick().references.items()
+        }
         answers = _answers(inputs.base, prompts, recipe.evaluate.answer_tokens, "base (torch)")
-        if model.sha256 is not None:
-            merged = folder / "merged"
-            shutil.rmtree(merged, ignore_errors=True)
-            merge_to_folder(model.open(recipe), merged)
-            title = "perplexity of the merged model (torch)"
-            figures["merged"] = _scored(merged, held_out, title)
-            shutil.rmtree(merged)
         write_json(folder / "perplexity.json", figures)
         write_json(folder / "answers.json", answers)
 
@@ -186,29 +204,52 @@ def evaluate_stage(
     space: Workspace,
     recipe: Recipe,
     inputs: Inputs,
+    model: Adapted,
     artifact: Artifact,
     runtime: str,
+    yardstick: Callable[[], Yardstick],
     held_out: list[Encoded],
 ) -> StageResult:
-    """Perplexity and sample answers of an artifact on its runtime."""
+    """Fidelity, task metric and sample answers of an artifact on its runtime."""
     prompts = sample_prompts(recipe, inputs)
+    task = find_task(recipe, inputs)
     key = {
         "artifact": artifact.sha256(),
+        "base": inputs.base_sha256,
+        "adapter": model.identity,
         "runtime": engine_identity(runtime),
-        "held_out": _encoded_key(held_out),
+        "held_out": text_hash(held_out),
         "prompts": prompts,
         "answer_tokens": recipe.evaluate.answer_tokens,
+        "task": task and [task.metric, data_hash(task.data), task.examples, task.max_tokens],
     }
     label = f"{artifact.quantization} on {runtime}"
 
     def work(folder: Path) -> None:
-        figures = _scored(artifact.path, held_out, f"perplexity of {label}", runtime)
+        figures = evaluate(artifact, runtime, yardstick(), task=task)
         answers = _answers(artifact.path, prompts, recipe.evaluate.answer_tokens, label, runtime)
-        write_json(folder / "perplexity.json", figures)
+        write_json(folder / "figures.json", figures)
         write_json(folder / "answers.json", answers)
 
     name = f"evaluate-{artifact.quantization}-{runtime}"
-    return space.stage(name, key, work)
+    return space.stage(name, key, work, tools=REFERENCE_TOOLS)
+
+
+def find_task(recipe: Recipe, inputs: Inputs) -> Task | None:
+    """The recipe's task, on data that is there.
+
+    Raises:
+        InputError: there is no such data or metric.
+    """
+    wished = recipe.evaluate.task
+    if wished is None:
+        return None
+    data = resolve_data(wished.data)[0] if wished.data else inputs.held_out
+    if data is None:
+        raise InputError("evaluate.task needs questions: give data.held_out, or its own data")
+    task = Task(wished.metric, data, wished.examples, wished.max_tokens)
+    check_task(task)
+    return task
 
 
 def bench_stage(
@@ -277,18 +318,12 @@ def _question(example: Example) -> str | None:
     return None
 
 
-def _scored(
-    path: Path, held_out: list[Encoded], title: str, runtime: str | None = None
-) -> dict[str, Any]:
-    sequences = [Scored(example.ids, example.scored) for example in held_out]
-    with progress(title, len(sequences), "examples") as advance:
-        result: Score = score(path, sequences, runtime=runtime, on_progress=advance)
-    log.info("%s: %.2f", title, result.perplexity)
+def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
     return {
-        "perplexity": result.perplexity,
-        "nll_sum": sum(result.nll),
-        "tokens": sum(result.tokens),
-        "examples": len(sequences),
+        "perplexity": math.exp(min(float(nll.mean()), 700.0)),
+        "nll_sum": float(nll.sum()),
+        "tokens": len(nll),
+        "examples": len(held_out),
     }
 
 
@@ -306,10 +341,6 @@ def _answers(
         {"prompt": prompt, "answer": answer.text, "finished": answer.finished}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-
-
-def _encoded_key(held_out: list[Encoded]) -> str:
-    return sha256_json([[example.ids, example.scored] for example in held_out])
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

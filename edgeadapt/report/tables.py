@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
             f"{row['quantization']} on {row['runtime']} keeps {100 * row['gain_kept']:.0f}% of "
             f"that gain (perplexity {row['perplexity']:.1f})."
         )
+    lines += [f"Not good enough: {failure}." for failure in document.get("failures", ())]
     return lines
 
 
@@ -49,6 +51,7 @@ def all_tables(document: dict[str, Any]) -> list[Table]:
         for table in (
             _artifacts(document),
             _perplexity(document),
+            *fidelity_tables(document["artifacts"]),
             _speed(document),
             _memory(document),
             _stages(document),
@@ -110,6 +113,91 @@ def _perplexity(document: dict[str, Any]) -> Table:
         "to the merged float model.",
         frozenset({2, 3}),
     )
+
+
+def fidelity_tables(artifacts: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """How far each artifact is from the merged model, and what is left of the adapter.
+
+    Args:
+        artifacts: each with `quantization` and, by runtime, the figures in `fidelity`.
+    """
+    judged = [
+        (artifact["quantization"], runtime, figures)
+        for artifact in artifacts
+        for runtime, figures in artifact.get("fidelity", {}).items()
+    ]
+    return [_fidelity(judged), _retention(judged)]
+
+
+Judged = tuple[str, str, dict[str, Any]]
+"""Quantization, runtime and figures."""
+
+
+def _fidelity(judged: list[Judged]) -> Table:
+    rows = []
+    for quantization, runtime, figures in judged:
+        fidelity = figures["fidelity"]
+        rows.append(
+            (
+                quantization,
+                runtime,
+                _with_error(fidelity["perplexity_ratio"], 3),
+                _with_error(fidelity["mean_kl"], 4),
+                f"{fidelity['p99_kl']['value']:.2f}",
+                f"{100 * fidelity['top1']['value']:.1f}%",
+                ", ".join(figures["failed_gates"]) or "passed",
+            )
+        )
+    return Table(
+        "Fidelity to the merged model",
+        ("Model", "Engine", "PPL ratio", "Mean KL", "p99 KL", "Top-1", "Gates"),
+        tuple(rows),
+        "Against the float model that the artifact was made from (the base, where there is no "
+        "adapter), over the same held-out tokens: perplexity ratio, KL divergence in nats, and how "
+        "often the most probable token is the same; with standard errors over examples.",
+        frozenset({2, 3, 4, 5}),
+    )
+
+
+def _retention(judged: list[Judged]) -> Table:
+    rows = []
+    for quantization, runtime, figures in judged:
+        kept = figures["retention"]
+        if not kept:
+            continue
+        bits = kept["bits_kl"]
+        rows.append(
+            (
+                quantization,
+                runtime,
+                _percent(kept["kl"]["float_base"]),
+                _percent(kept["kl"]["quantized_base"]),
+                _percent(kept["log_perplexity_gain"]["float_base"]),
+                _percent(kept["effect"]["quantized_base"] or kept["effect"]["float_base"]),
+                "-" if bits is None else f"{bits['value']:.3f}",
+            )
+        )
+    return Table(
+        "What is left of the adapter",
+        ("Model", "Engine", "KL kept", "vs Q base", "Gain kept", "Effect", "Bits KL"),
+        tuple(rows),
+        "KL kept: 1 - KL(merged, artifact) / KL(merged, base); vs Q base: the same against the "
+        "plain base in the artifact's quantization. Gain kept: share of the gain in log "
+        "perplexity. Effect: how far the artifact went from the base to the merged model, apart "
+        "from what the bits add; 100% is all of the adapter, 0% none. Bits KL: what the "
+        "quantization costs the plain base.",
+        frozenset({2, 3, 4, 5, 6}),
+    )
+
+
+def _with_error(figure: dict[str, Any], digits: int) -> str:
+    error = figure["standard_error"]
+    more = "" if error is None else f" ±{error:.{digits}f}"
+    return f"{figure['value']:.{digits}f}{more}"
+
+
+def _percent(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None else f"{100 * figure['value']:.0f}%"
 
 
 def _speed(document: dict[str, Any]) -> Table:

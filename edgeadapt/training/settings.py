@@ -55,8 +55,8 @@ def train_settings(values: dict[str, Any]) -> TrainSettings:
         ) from error
 
 
-def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """Settings written as `name=value`, the values in YAML.
+def parse_assignments(assignments: tuple[str, ...], *, option: str = "--set") -> dict[str, Any]:
+    """Settings written as `name=value`, the values in YAML; `option` names them in messages.
 
     Raises:
         InputError: one has no `=`, or its value is not YAML.
@@ -67,7 +67,7 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {assignment}: the value is not YAML") from error
+            raise InputError(f"{option} {assignment}: the value is not YAML") from error
         if not equals:
-            raise InputError(f"--set {assignment}: expected NAME=VALUE, such as warmup=0.1")
+            raise InputError(f"{option} {assignment}: expected NAME=VALUE")
     return values

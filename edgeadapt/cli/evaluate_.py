@@ -1,0 +1,158 @@
+"""`edgeadapt evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeadapt.cli.common import standard
+from edgeadapt.console import emit, emit_json
+from edgeadapt.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeadapt.fidelity.task import Task
+    from edgeadapt.pipeline.evaluation import Subject
+
+
+@click.command("evaluate")
+@click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True, type=Path)
+@click.option("--reference", metavar="RUN", type=Path, help="Folder of a run, such as runs/demo.")
+@click.option("--base", metavar="B", help="In place of a run: what the artifacts were made from.")
+@click.option("--adapter", metavar="DIR", type=Path, help="With --base: the adapter in them.")
+@click.option("--data", metavar="D", help="Held-out data, or a .txt file. Default: the run's.")
+@click.option("--examples", type=click.IntRange(1), help="Most examples or windows to score.")
+@click.option("--max-tokens", type=click.IntRange(2), help="Cut longer examples. Default: 512.")
+@click.option(
+    "--window", type=click.IntRange(4), default=512, show_default=True,
+    help="Of a .txt file: tokens in a window, whose second half is scored.",
+)  # fmt: skip
+@click.option("--runtime", metavar="NAME", help="One runtime, or 'all' that are installed.")
+@click.option("--threads", type=click.IntRange(1), help="Default: the physical cores available.")
+@click.option(
+    "--gate", "gates", multiple=True, metavar="NAME=LIMIT",
+    help="Such as max_kl=0.1 or min_top1=null (off); repeatable.",
+)  # fmt: skip
+@click.option("--device", "devices", multiple=True, help="That a better quantization has to fit.")
+@click.option(
+    "--task", metavar="METRIC", help="exact-match, f1, rouge-l, multiple-choice or a plugin's."
+)
+@click.option("--task-data", metavar="D", help="Questions and answers. Default: as --data.")
+@click.option("--task-examples", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--task-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--no-quantized-base", is_flag=True,
+    help="Do not quantize and run the plain base: faster, but the loss of bits is not told "
+    "from the loss of the adapter.",
+)  # fmt: skip
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=3600.0, show_default=True,
+    help="Seconds for one artifact on one runtime.",
+)  # fmt: skip
+@standard
+def command(
+    artifacts: tuple[Path, ...],
+    reference: Path | None,
+    base: str | None,
+    adapter: Path | None,
+    data: str | None,
+    examples: int | None,
+    max_tokens: int | None,
+    window: int,
+    runtime: str | None,
+    threads: int | None,
+    gates: tuple[str, ...],
+    devices: tuple[str, ...],
+    task: str | None,
+    task_data: str | None,
+    task_examples: int,
+    task_tokens: int,
+    no_quantized_base: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Measure what ARTIFACTs lost of the model they were made from.
+
+    Perplexity, KL divergence and agreement against the merged float model on
+    the same held-out tokens, how much of the adapter's effect is left, and
+    your own task metric. An artifact that fails a gate ends with exit code 1.
+
+    A .txt file is scored as llama.cpp's perplexity tool does it.
+
+    \b
+    edgeadapt evaluate model.gguf --reference runs/demo
+    edgeadapt evaluate m.gguf onnx --base default --adapter a --data held.jsonl
+    """
+    from edgeadapt.pipeline.evaluation import Settings, change_gates, evaluate_artifacts
+    from edgeadapt.pipeline.verdicts import raise_failures
+    from edgeadapt.report.tables import fidelity_tables
+    from edgeadapt.report.terminal import draw
+    from edgeadapt.training.settings import parse_assignments
+
+    subject = _subject(reference, base, adapter, data)
+    subject = replace(
+        subject,
+        examples=examples or subject.examples,
+        max_tokens=max_tokens or subject.max_tokens,
+        gates=change_gates(subject.gates, parse_assignments(gates, option="--gate")),
+    )
+    asked = _task(task, task_data, task_examples, task_tokens, subject)
+    settings = Settings(runtime, threads, timeout, window, not no_quantized_base, devices)
+    document = evaluate_artifacts(artifacts, subject, settings, asked)
+    if as_json:
+        emit_json(document)
+    else:
+        tables = [table for table in fidelity_tables(document["artifacts"]) if table.rows]
+        emit(draw(tables, _lines(document)))
+    raise_failures(document["failures"])
+
+
+def _subject(run: Path | None, base: str | None, adapter: Path | None, data: str | None) -> Subject:
+    from edgeadapt.base_model import resolve_base
+    from edgeadapt.data.source import resolve_data
+    from edgeadapt.pipeline.evaluation import Subject, subject_of_run
+
+    if (run is None) == (base is None):
+        raise InputError("give --reference RUN, or --base B with --adapter and --data")
+    if run is not None and adapter is not None:
+        raise InputError("the run names its adapter; give --adapter with --base only")
+    subject = subject_of_run(run) if run else Subject(resolve_base(str(base)), adapter)
+    if data is None:
+        return subject
+    path, held_out = resolve_data(data)
+    return replace(subject, data=held_out or path, examples=None if path.suffix == ".txt" else 128)
+
+
+def _task(
+    metric: str | None, data: str | None, examples: int, max_tokens: int, subject: Subject
+) -> Task | None:
+    from edgeadapt.data.source import resolve_data
+    from edgeadapt.fidelity.task import Task
+
+    if metric is None:
+        if data is not None:
+            raise InputError("--task-data needs --task: which metric to measure on it")
+        return None
+    path = resolve_data(data)[0] if data else subject.data
+    if path is None:
+        raise InputError("--task needs questions and answers; give --task-data")
+    return Task(metric, path, examples, max_tokens)
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    """What the tables do not say."""
+    reference = document["reference"]
+    named = ", ".join(
+        f"{state} {figure['value']:.2f}" for state, figure in reference["perplexity"].items()
+    )
+    lines = [f"{reference['tokens']} held-out tokens; perplexity in float32: {named}"]
+    for artifact in document["artifacts"]:
+        for runtime, judged in artifact["fidelity"].items():
+            if task := judged["task"]:
+                lines.append(
+                    f"{artifact['quantization']} on {runtime}: {task['metric']} "
+                    f"{task['value']:.3f} over {task['examples']} examples"
+                )
+    return lines
