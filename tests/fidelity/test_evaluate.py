@@ -1,0 +1,115 @@
+"""Sound artifacts pass the default gates, planted faults fail the one that is meant for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.cli import cli
+from edgeadapt.fidelity.evaluate import evaluate
+from edgeadapt.fidelity.gates import Gates, judge, verdict_record
+from tests.fidelity.conftest import World
+
+
+def judged(world: World, artifact: Artifact, **options: Any) -> dict[str, Any]:
+    figures = evaluate(artifact, "llama-cpp", world.yardstick, threads=1, **options)
+    return figures | verdict_record(judge(Gates(), figures))
+
+
+@pytest.mark.parametrize("quantization", ["F32", "Q8_0"])
+def test_sound_artifacts_pass(world: World, quantization: str) -> None:
+    artifact = world.artifact(f"sound-{quantization}", quantization, world.adapter)
+    found = judged(world, artifact)
+    assert found["passed"], found["gates"]
+    kept = found["retention"]
+    assert kept["adapter_kl"]["value"] > 0.05
+    assert kept["kl"]["float_base"]["value"] > 0.97
+    assert kept["adapter"] > 0.97
+    assert (kept["bits_kl"] is None) == (quantization == "F32")
+    if quantization == "F32":
+        assert found["fidelity"]["mean_kl"]["value"] < 1e-4
+        assert kept["effect"]["float_base"]["value"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_dropped_adapter_fails_retention(world: World) -> None:
+    found = judged(world, world.artifact("dropped", "Q8_0", None))
+    assert "min_retention" in found["failed_gates"]
+    kept = found["retention"]
+    assert abs(kept["effect"]["quantized_base"]["value"]) < 0.01
+    assert abs(kept["kl"]["quantized_base"]["value"]) < 0.01
+    assert (
+        abs(kept["log_perplexity_gain"]["quantized_base"]["value"]) < 0.01
+        if kept["log_perplexity_gain"]["quantized_base"]
+        else True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        ("doubled", {"lora_alpha": 16.0}, "counts too much"),
+        ("scale-lost", {"lora_alpha": 4.0}, "times as much as it should"),
+    ],
+)
+def test_a_wrong_scale_fails_retention(
+    world: World, name: str, config: dict[str, float], words: str
+) -> None:
+    artifact = world.artifact(name, "F32", world.adapter_with(f"adapter-{name}", **config))
+    found = judged(world, artifact)
+    failed = [gate for gate in found["gates"] if not gate["passed"]]
+    assert "min_retention" in [gate["gate"] for gate in failed]
+    assert words in next(gate["note"] for gate in failed if gate["gate"] == "min_retention")
+
+
+def test_one_run_from_the_command_line(world: World, tmp_path: Path) -> None:
+    good = world.artifact("cli-good", "F32", world.adapter)
+    bad = world.artifact("cli-bad", "F32", None)
+    result = CliRunner().invoke(
+        cli,
+        [
+            "evaluate", str(good.path), str(bad.path), "--base", str(world.base),
+            "--adapter", str(world.adapter), "--data", str(world.data), "--max-tokens", "128",
+            "--device", "raspberry-pi-5", "--threads", "1", "--task", "rouge-l",
+            "--task-examples", "2", "--task-tokens", "4", "--json", "-q",
+        ],
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    document = json.loads(result.stdout)
+    assert not document["passed"] and "min_retention" in document["failed_gates"]
+    first, second = (entry["fidelity"]["llama-cpp"] for entry in document["artifacts"])
+    assert first["passed"] and not second["passed"]
+    assert first["task"]["examples"] == 2
+    assert "cli-bad.gguf on llama-cpp failed min_retention: 0" in "".join(document["failures"])
+    assert "no better quantization fits raspberry-pi-5" in result.stderr
+    reference = document["reference"]
+    assert reference["tokens"] == len(world.yardstick.sequences)
+    merged = np.exp(world.yardstick.reference.scores.nll.mean())
+    assert reference["perplexity"]["merged"]["value"] == pytest.approx(merged)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give --reference RUN"),
+        (["--reference", "/nowhere"], "no run.json"),
+        (["--base", "{base}"], "give --data"),
+        (["--base", "{base}", "--data", "{data}", "--gate", "max_kl=-1"], "max_kl"),
+        (["--base", "{base}", "--data", "{data}", "--gate", "max_loss=1"], "no such field"),
+        (["--base", "{base}", "--data", "{data}", "--task", "bleu"], "rouge-l"),
+        (["--base", "{base}", "--data", "{data}", "--runtime", "torch"], "does not load"),
+        (["--base", "{base}", "--data", "{data}", "--task-data", "{data}"], "needs --task"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_work(
+    world: World, tiny_gguf: Path, arguments: list[str], words: str
+) -> None:
+    given = [a.format(base=world.base, data=world.data) for a in arguments]
+    result = CliRunner().invoke(cli, ["evaluate", str(tiny_gguf), *given])
+    assert result.exit_code == 2, result.output
+    assert words in result.output

@@ -1,0 +1,84 @@
+"""References are torch's own logits, computed once, at the scored tokens only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeadapt.fidelity import references
+from edgeadapt.fidelity.metrics import log_softmax
+from edgeadapt.fidelity.models import ReferenceModel, reference_models
+from edgeadapt.fidelity.references import find_reference, sequence_numbers, targets, text_hash
+from tests.fidelity.conftest import World
+
+
+def torch_log_probs(world: World, *, adapted: bool) -> np.ndarray:
+    """One sequence at a time, through PEFT."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(world.base, dtype=torch.float32)
+    if adapted:
+        model = PeftModel.from_pretrained(model, world.adapter).eval()
+    rows = []
+    for example in world.encoded:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([example.ids])).logits[0].numpy()
+        rows.append(logits[np.flatnonzero(example.scored) - 1])
+    return log_softmax(np.concatenate(rows))
+
+
+@pytest.mark.parametrize("state", ["base", "merged"])
+def test_references_are_what_torch_says(world: World, state: str) -> None:
+    reference = world.yardstick.references[state]
+    expected = torch_log_probs(world, adapted=state == "merged")
+    assert reference.log_probs.dtype == np.float16
+    np.testing.assert_allclose(reference.log_probs, expected, atol=0.01)
+    wanted = targets(world.encoded)
+    nll = -expected[np.arange(len(wanted)), wanted]
+    np.testing.assert_allclose(reference.scores.nll, nll, atol=1e-4)
+    assert len(sequence_numbers(world.encoded)) == len(wanted)
+
+
+def test_the_live_model_of_a_float_base_equals_the_merged_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(world.folder / "cache"))
+    model = reference_models(world.base, world.adapter)["live"]
+    assert model.held_as == "float32"
+    live = find_reference(model, world.encoded, threads=1)
+    merged = world.yardstick.reference
+    np.testing.assert_allclose(live.scores.nll, merged.scores.nll, atol=1e-4)
+
+
+def test_a_reference_is_computed_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(world.folder / "cache"))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(references, "_compute", refuse)
+    model = ReferenceModel("base", world.base)
+    found = find_reference(model, world.encoded)
+    assert found.folder == world.yardstick.references["base"].folder
+    with pytest.raises(AssertionError, match="computed again"):
+        find_reference(model, world.encoded[:-1])
+
+
+def test_what_counts_is_part_of_the_hash(world: World) -> None:
+    example = world.encoded[0]
+    other = type(example)(example.ids, [False, *([True] * (len(example.ids) - 1))])
+    assert text_hash([example]) != text_hash([other])
+
+
+def test_identity_follows_the_adapter_and_its_scale(world: World) -> None:
+    models = [
+        ReferenceModel("merged", world.base, world.adapter),
+        ReferenceModel("merged", world.base, world.adapter_with("other-alpha", lora_alpha=9.0)),
+        ReferenceModel("base", world.base),
+        ReferenceModel("live", world.base, world.adapter, "nf4"),
+    ]
+    identities = [str(model.identity()) for model in models]
+    assert len(set(identities)) == len(identities)
+    assert all(ReferenceModel.from_record(model.record()) == model for model in models)
