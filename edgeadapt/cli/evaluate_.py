@@ -105,7 +105,7 @@ def command(
         emit_json(document)
     else:
         tables = [table for table in fidelity_tables(document["artifacts"]) if table.rows]
-        emit(draw(tables, _lines(document)))
+        emit(draw(tables, [_summary(document)]))
     raise_failures(document["failures"])
 
 
@@ -141,18 +141,10 @@ def _task(
     return Task(metric, path, examples, max_tokens)
 
 
-def _lines(document: dict[str, Any]) -> list[str]:
+def _summary(document: dict[str, Any]) -> str:
     """What the tables do not say."""
     reference = document["reference"]
     named = ", ".join(
         f"{state} {figure['value']:.2f}" for state, figure in reference["perplexity"].items()
     )
-    lines = [f"{reference['tokens']} held-out tokens; perplexity in float32: {named}"]
-    for artifact in document["artifacts"]:
-        for runtime, judged in artifact["fidelity"].items():
-            if task := judged["task"]:
-                lines.append(
-                    f"{artifact['quantization']} on {runtime}: {task['metric']} "
-                    f"{task['value']:.3f} over {task['examples']} examples"
-                )
-    return lines
+    return f"{reference['tokens']} held-out tokens; perplexity in float32: {named}"

@@ -116,7 +116,7 @@ def _perplexity(document: dict[str, Any]) -> Table:
 
 
 def fidelity_tables(artifacts: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """How far each artifact is from the merged model, and what is left of the adapter.
+    """How far each artifact is from the merged model, what is left of the adapter, and the task.
 
     Args:
         artifacts: each with `quantization` and, by runtime, the figures in `fidelity`.
@@ -126,7 +126,7 @@ def fidelity_tables(artifacts: Sequence[Mapping[str, Any]]) -> list[Table]:
         for artifact in artifacts
         for runtime, figures in artifact.get("fidelity", {}).items()
     ]
-    return [_fidelity(judged), _retention(judged)]
+    return [_fidelity(judged), _retention(judged), _task(judged)]
 
 
 Judged = tuple[str, str, dict[str, Any]]
@@ -187,6 +187,21 @@ def _retention(judged: list[Judged]) -> Table:
         "from what the bits add; 100% is all of the adapter, 0% none. Bits KL: what the "
         "quantization costs the plain base.",
         frozenset({2, 3, 4, 5, 6}),
+    )
+
+
+def _task(judged: list[Judged]) -> Table:
+    rows = [
+        (quantization, runtime, task["metric"], _with_error(task, 3), str(task["examples"]))
+        for quantization, runtime, figures in judged
+        if (task := figures["task"])
+    ]
+    return Table(
+        "Task",
+        ("Model", "Engine", "Metric", "Mean", "Examples"),
+        tuple(rows),
+        "",
+        frozenset({3, 4}),
     )
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from edgeadapt.artifact import open_artifact
+from edgeadapt.cli import cli
 from edgeadapt.errors import InputError
 from edgeadapt.pipeline import run_recipe
 from edgeadapt.recipe import Recipe, parse_recipe
@@ -44,6 +46,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
             {"format": "onnx", "quantization": "fp32"},
         ],
         "evaluate": {"answer_tokens": 4},
+        "gates": {"min_retention": None},  # a few steps change next to nothing
         "bench": {"prompt_tokens": 8, "decode_tokens": 4, "repetitions": 2, "threads": 1},
     }
     return parse_recipe(yaml.safe_dump(values | changes), "test")
@@ -81,6 +84,39 @@ def test_float_artifacts_score_as_the_merged_model(
         tolerance = 1e-3 if row["quantization"] == "fp32" else 5e-2
         expected = figures["merged"]["perplexity"]
         assert row["perplexity"] == pytest.approx(expected, rel=tolerance), row["runtime"]
+
+
+def test_each_artifact_is_measured_against_the_merged_model(
+    finished: tuple[Recipe, Path, dict[str, Any]],
+) -> None:
+    for artifact in finished[2]["artifacts"]:
+        for runtime, judged in artifact["fidelity"].items():
+            fidelity, kept = judged["fidelity"], judged["retention"]
+            assert judged["gates"], runtime
+            assert 0 <= fidelity["mean_kl"]["value"] < 0.05
+            assert fidelity["tokens"] == finished[2]["perplexity"]["merged"]["tokens"]
+            assert kept["effect"]["float_base"]["value"] == pytest.approx(1, abs=0.5)
+            assert (kept["bits_kl"] is None) == (artifact["quantization"] == "fp32")
+
+
+def test_a_failed_gate_is_told_and_ends_with_1(
+    finished: tuple[Recipe, Path, dict[str, Any]], workplace: Path, tmp_path: Path
+) -> None:
+    import yaml
+
+    values = finished[0].model_dump(mode="json", exclude_defaults=True)
+    path = tmp_path / "strict.yaml"
+    path.write_text(yaml.safe_dump(values | {"gates": {"max_kl": 1e-12}}))
+    runs = str(workplace / "runs")
+    result = CliRunner().invoke(cli, ["run", str(path), "--runs", runs, "--json", "-q"])
+    assert result.exit_code == 1, result.output
+    document = json.loads(result.stdout)
+    assert all(stage["reused"] for stage in document["stages"])  # only the judgement is new
+    first = document["artifacts"][0]["fidelity"]["llama-cpp"]
+    assert first["failed_gates"] == ["max_kl"] and first["next_better"] == "F16"
+    assert "tiny-Q8_0.gguf on llama-cpp failed max_kl" in result.stderr
+    assert "the next better quantization is F16" in result.stderr
+    assert "max_kl" in (workplace / "runs/tiny/report.md").read_text()
 
 
 def test_a_second_run_does_nothing(finished: tuple[Recipe, Path, dict[str, Any]]) -> None:

@@ -30,6 +30,25 @@ def measurement(quantization: str, runtime: str, format: str = "gguf") -> dict[s
     }
 
 
+def figure(value: float, error: float | None = 0.01) -> dict[str, Any]:
+    return {"value": value, "standard_error": error}
+
+
+FIGURES: dict[str, Any] = {
+    "fidelity": {
+        "perplexity_ratio": figure(1.046), "mean_kl": figure(0.0482), "p99_kl": figure(0.5),
+        "top1": figure(0.868),
+    },
+    "retention": {
+        "kl": {"float_base": figure(0.945), "quantized_base": figure(0.952)},
+        "log_perplexity_gain": {"float_base": figure(0.951), "quantized_base": None},
+        "effect": {"float_base": figure(0.973), "quantized_base": figure(0.994)},
+        "bits_kl": figure(0.0853),
+    },
+    "task": {"metric": "rouge-l", "examples": 32} | figure(0.31, None),
+    "failed_gates": ["min_top1"],
+}  # fmt: skip
+
 DOCUMENT: dict[str, Any] = {
     "name": "a-run",
     "edgeadapt": "0.1.0",
@@ -43,6 +62,7 @@ DOCUMENT: dict[str, Any] = {
             "quantization": "Q4_K_M",
             "bytes": 105 * 2**20,
             "devices": {"laptop-x86": "Q4_K_M because <it> fits"},
+            "fidelity": {"llama-cpp": FIGURES},
         }
     ],
     "perplexity": {
@@ -142,3 +162,21 @@ def test_the_loss_curve_spans_the_picture() -> None:
     assert points[-1][1] == 160.0
     assert loss_curve([1.0]) == ""
     assert len(loss_curve([2.0, 2.0]).split()) == 2
+
+
+def test_fidelity_is_in_every_report_with_its_errors() -> None:
+    failure = "a-run-Q4_K_M.gguf on llama-cpp failed min_top1: 0.868, expected at least 0.9"
+    document = DOCUMENT | {"failures": [failure]}
+    for text in (render_markdown(document), render_html(document), summary(document)):
+        plain = " ".join(text.split())
+        assert "1.046 ±0.010" in plain and "0.0482 ±0.0100" in plain
+        assert "86.8%" in plain and "min_top1" in plain
+        assert "99%" in plain and "0.085" in plain
+        assert "rouge-l" in plain and "0.310" in plain
+        assert f"Not good enough: {failure}" in plain
+
+
+def test_a_run_before_there_were_gates_is_still_reported() -> None:
+    document = copy.deepcopy(DOCUMENT)
+    del document["artifacts"][0]["fidelity"]
+    assert "Fidelity" not in render_markdown(document)

@@ -1,0 +1,71 @@
+"""Loss of bits and loss of the adapter, told apart on models that are vectors of logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeadapt.fidelity.metrics import TokenDivergence, diverge_rows, log_softmax, score_rows
+from edgeadapt.fidelity.retention import Retention, measure_retention
+
+TOKENS, WIDTH = 600, 300
+SEQUENCES = np.arange(TOKENS) // 10
+RANDOM = np.random.default_rng(0)
+BASE = RANDOM.normal(0, 2, (TOKENS, WIDTH)).astype(np.float32)
+CHANGE = RANDOM.normal(0, 0.5, BASE.shape).astype(np.float32)
+BITS = RANDOM.normal(0, 0.5, BASE.shape).astype(np.float32)
+"""Quantization moves base and merged model alike, and as far as the adapter does."""
+MERGED = BASE + CHANGE
+# The token that follows is one that the adapter makes likelier.
+TARGETS = CHANGE.argmax(axis=1)
+
+
+def compared(logits: np.ndarray, *, beside_base: bool = True) -> TokenDivergence:
+    base = log_softmax(BASE) if beside_base else None
+    return diverge_rows(log_softmax(MERGED), logits.astype(np.float32), TARGETS, base=base)
+
+
+def retention_of(logits: np.ndarray, quantized: np.ndarray | None) -> Retention:
+    return measure_retention(
+        score_rows(log_softmax(MERGED), TARGETS),
+        compared(BASE, beside_base=False),
+        compared(logits),
+        None if quantized is None else compared(quantized),
+        SEQUENCES,
+    )
+
+
+def test_the_merged_model_keeps_everything() -> None:
+    kept = retention_of(MERGED, None)
+    assert kept.adapter == pytest.approx(1, abs=1e-4)
+    assert kept.kl.value == pytest.approx(1, abs=1e-4)
+    assert kept.gain is not None and kept.gain.value == pytest.approx(1, abs=1e-4)
+    assert kept.bits_kl is None and kept.beyond_bits is None
+
+
+def test_lost_bits_are_not_a_lost_adapter() -> None:
+    kept = retention_of(MERGED + BITS, BASE + BITS)
+    assert kept.kl.value < 0.3  # as if most of the adapter were gone
+    assert kept.effect_quantized is not None and kept.beyond_bits is not None
+    assert kept.effect_quantized.value == pytest.approx(1, abs=0.02)
+    assert kept.adapter == pytest.approx(1, abs=0.1)
+    assert kept.gain_quantized is not None
+    assert kept.gain_quantized.value == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_a_lost_or_doubled_adapter_is_told_under_lost_bits(share: float) -> None:
+    kept = retention_of(BASE + share * CHANGE + BITS, BASE + BITS)
+    assert kept.effect_quantized is not None and kept.adapter is not None
+    assert kept.effect_quantized.value == pytest.approx(share, abs=0.05)
+    assert kept.adapter < 0.8
+
+
+def test_an_adapter_that_changes_nothing_is_not_judged() -> None:
+    base = compared(MERGED, beside_base=False)
+    merged = score_rows(log_softmax(MERGED), TARGETS)
+    kept = measure_retention(merged, base, compared(MERGED), None, SEQUENCES)
+    assert kept.adapter is None
+    assert kept.gain is None
+    record = kept.record()
+    assert record["adapter"] is None and record["log_perplexity_gain"]["float_base"] is None
