@@ -87,7 +87,9 @@ def _choices(record: Mapping[str, object], where: str) -> Example:
         labels = given.get("label") or labels
         given = given.get("text")
     if not isinstance(given, (list, tuple)) or len(given) < 2:
-        raise InputError(f"{where}: field 'choices' is {_kind(given)}, expected a list of texts")
+        raise InputError(
+            f"{where}: field 'choices' is {_kind(given)}, expected a list of texts, two or more"
+        )
     choices = tuple(_text(choice, f"choices[{i}]", where) for i, choice in enumerate(given))
     answer = record.get("answer", record.get("answerKey"))
     names = labels if isinstance(labels, (list, tuple, str)) else ""

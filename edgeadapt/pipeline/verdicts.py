@@ -54,7 +54,7 @@ def failures(artifacts: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     return [
         f"{Path(artifact['path']).name} on {runtime} failed {failure}; "
-        + _advice(judged["next_better"], artifact["format"], artifact["devices"])
+        + _advice(judged["next_better"], artifact["devices"])
         for artifact in artifacts
         for runtime, judged in artifact["fidelity"].items()
         for failure in judged["failures"]
@@ -71,8 +71,8 @@ def raise_failures(found: Sequence[str]) -> None:
         raise GateFailure("\n".join(["not good enough:", *(f"  {line}" for line in found)]))
 
 
-def _advice(better: str | None, format: str, devices: Sequence[str]) -> str:
-    fits = f", which fits {' and '.join(devices)}" if devices else ""
+def _advice(better: str | None, devices: Sequence[str]) -> str:
+    fit = " and ".join(devices)
     if better is None:
-        return "no better quantization fits" + (f" {' and '.join(devices)}" if devices else "")
-    return f"the next better quantization is {better}{fits}"
+        return "there is no better quantization" + (f" that fits {fit}" if fit else "")
+    return f"the next better quantization is {better}" + (f", which fits {fit}" if fit else "")

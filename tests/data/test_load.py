@@ -70,9 +70,38 @@ def test_prompt_and_completion_as_messages(tmp_path):
     assert load_examples(path) == [Example(messages=tuple(MESSAGES))]
 
 
+CHOICES = {"prompt": "Which?", "choices": ["one", "two"]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        CHOICES | {"answer": 1},
+        CHOICES | {"answer": "B"},
+        CHOICES | {"answer": "two"},
+        {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["1", "2"]},
+         "answerKey": "2"},
+    ],
+)  # fmt: skip
+def test_multiple_choice(tmp_path, record):
+    expected = Example(prompt="Which?", completion="two", choices=("one", "two"))
+    assert load_examples(jsonl(tmp_path / "d.jsonl", record)) == [expected]
+    path = tmp_path / "d.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(record)
+        writer.writerow([v if isinstance(v, str) else json.dumps(v) for v in record.values()])
+    assert load_examples(path) == [expected]
+
+
 @pytest.mark.parametrize(
     ("second", "said"),
     [
+        (CHOICES | {"answer": 2}, "field 'answer' is '2', expected the right choice's number"),
+        (CHOICES, "field 'answer' is 'None', expected the right choice's number from 0 to 1"),
+        (CHOICES | {"choices": ["one"]}, "field 'choices' is a list, expected a list of texts"),
+        (CHOICES | {"choices": ["one", 2]}, "field 'choices[1]' is a number, expected text"),
+        ({"choices": ["a", "b"], "answer": 0}, "field 'prompt' is missing"),
         ({"prompt": "a"}, "field 'completion' is missing"),
         ({"text": 3}, "field 'text' is a number, expected text"),
         ({"body": "x"}, "found 'body'; expected 'messages'"),

@@ -85,7 +85,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             if not adapters[name].exists():
                 train(base, learn, None, settings, adapters[name], base_spec="default")
         tokenizer = ModelTokenizer.from_folder(base)
-        encoded = held_out_text(held_out, tokenizer, limit=16, max_tokens=160)
+        encoded = held_out_text(held_out, tokenizer, limit=12, max_tokens=128)
         yardsticks = {
             name: prepare(reference_models(base, adapter), encoded)
             for name, adapter in adapters.items()

@@ -43,11 +43,6 @@ def test_a_dropped_adapter_fails_retention(world: World) -> None:
     kept = found["retention"]
     assert abs(kept["effect"]["quantized_base"]["value"]) < 0.01
     assert abs(kept["kl"]["quantized_base"]["value"]) < 0.01
-    assert (
-        abs(kept["log_perplexity_gain"]["quantized_base"]["value"]) < 0.01
-        if kept["log_perplexity_gain"]["quantized_base"]
-        else True
-    )
 
 
 @pytest.mark.parametrize(
@@ -85,8 +80,8 @@ def test_one_run_from_the_command_line(world: World, tmp_path: Path) -> None:
     first, second = (entry["fidelity"]["llama-cpp"] for entry in document["artifacts"])
     assert first["passed"] and not second["passed"]
     assert first["task"]["examples"] == 2
-    assert "cli-bad.gguf on llama-cpp failed min_retention: 0" in "".join(document["failures"])
-    assert "no better quantization fits raspberry-pi-5" in result.stderr
+    assert "cli-bad.gguf on llama-cpp failed min_retention: " in "".join(document["failures"])
+    assert "there is no better quantization that fits raspberry-pi-5" in result.stderr
     reference = document["reference"]
     assert reference["tokens"] == len(world.yardstick.sequences)
     merged = np.exp(world.yardstick.reference.scores.nll.mean())
