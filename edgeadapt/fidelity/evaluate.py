@@ -117,6 +117,7 @@ def evaluate(
     task: Task | None = None,
     tokenizer: ModelTokenizer | None = None,
     with_quantized_base: bool = True,
+    others: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All figures of an artifact on a runtime, as JSON: `fidelity`, `retention` and `task`.
 
@@ -129,6 +130,7 @@ def evaluate(
         task: the user's own measure, if there is one.
         tokenizer: the model's, for the task; by default the base's.
         with_quantized_base: also quantize and run the plain base, to tell what the bits cost.
+        others: runtimes that the artifact will be measured on later, to save work then.
 
     Raises:
         InputError: the artifact cannot be opened.
@@ -146,7 +148,7 @@ def evaluate(
         if with_quantized_base:
             plain = quantized_base(
                 yardstick.base_folder, artifact, yardstick.encoded, yardstick.reference, base,
-                engine=engine,
+                engine=engine, others=others,
             )  # fmt: skip
         retention = measure_retention(
             yardstick.reference.scores, yardstick.plain, divergence, plain, yardstick.sequences

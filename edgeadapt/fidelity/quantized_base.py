@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgeadapt import __version__
@@ -38,6 +39,7 @@ def quantized_base(
     base: Reference,
     *,
     engine: Engine,
+    others: Sequence[str] = (),
 ) -> TokenDivergence | None:
     """Export the base as the artifact was, compare it, and remember the figures in the cache.
 
@@ -50,6 +52,7 @@ def quantized_base(
         merged: the artifact's reference.
         base: the float base's.
         engine: what the artifact runs on.
+        others: runtimes that will be asked for later: the base is exported once for all.
 
     Returns:
         None if there is nothing to tell: the artifact holds float weights, or its quantization
@@ -59,6 +62,29 @@ def quantized_base(
         return None
     options = _options(artifact)
     runtime = engine.runtime or preferred_runtime(artifact.format)
+    stored = {
+        name: _place(artifact, options, merged, base, name)
+        for name in dict.fromkeys([runtime, *others])
+    }
+    if not stored[runtime].is_file():
+        with tempfile.TemporaryDirectory(prefix="edgeadapt-base-") as scratch:
+            plain = _export(folder, artifact, options, Path(scratch))
+            if plain is None:
+                return None
+            for name, path in stored.items():
+                found = compare(
+                    plain.path, encoded, merged, base, engine=replace(engine, runtime=name),
+                    title=f"{artifact.quantization} of the plain base on {name}",
+                )  # fmt: skip
+                with atomic_file(path, overwrite=True) as partial, partial.open("wb") as file:
+                    write_divergence(file, found)
+    return read_divergence(stored[runtime])
+
+
+def _place(
+    artifact: Artifact, options: GgufOptions, merged: Reference, base: Reference, runtime: str
+) -> Path:
+    """Where the figures of one runtime lie; the folders' names are hashes of model and text."""
     key = {
         "base": base.folder.name,
         "merged": merged.folder.name,
@@ -68,28 +94,23 @@ def quantized_base(
         "engine": engine_identity(runtime),
         "edgeadapt": __version__,
     }
-    stored = cache_dir() / "quantized-bases" / f"{sha256_json(key)[:24]}.npz"
-    if not stored.is_file():
-        with tempfile.TemporaryDirectory(prefix="edgeadapt-base-") as scratch:
-            name = "base.gguf" if artifact.format == "gguf" else "base"
-            try:
-                plain = export(
-                    open_model(str(folder)), artifact.format, artifact.quantization,
-                    Path(scratch) / name, options=options,
-                )  # fmt: skip
-            except InputError as error:  # such as a type that needs an importance matrix
-                log.warning(
-                    "%s of the plain base cannot be made, so what the bits cost is not told: %s",
-                    artifact.quantization, error,
-                )  # fmt: skip
-                return None
-            found = compare(
-                plain.path, encoded, merged, base, engine=engine,
-                title=f"{artifact.quantization} of the plain base on {runtime}",
-            )  # fmt: skip
-        with atomic_file(stored, overwrite=True) as partial, partial.open("wb") as file:
-            write_divergence(file, found)
-    return read_divergence(stored)
+    return cache_dir() / "quantized-bases" / f"{sha256_json(key)[:24]}.npz"
+
+
+def _export(
+    folder: Path, artifact: Artifact, options: GgufOptions, scratch: Path
+) -> Artifact | None:
+    out = scratch / ("base.gguf" if artifact.format == "gguf" else "base")
+    try:
+        return export(
+            open_model(str(folder)), artifact.format, artifact.quantization, out, options=options
+        )
+    except InputError as error:  # such as a type that needs an importance matrix
+        log.warning(
+            "%s of the plain base cannot be made, so what the bits cost is not told: %s",
+            artifact.quantization, error,
+        )  # fmt: skip
+        return None
 
 
 def _options(artifact: Artifact) -> GgufOptions:

@@ -9,6 +9,9 @@ less than 1e-6 nats.
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +39,11 @@ from edgeadapt.worker import Progress, run_job
 _LOG_PROBS, _SCORES, _RECORD = "log_probs.npy", "scores.npz", "reference.json"
 _VERSION = 1
 """Of the files' content; part of the hash."""
+
+MOST_BYTES = 8 << 30
+"""Of all references in the cache; 8k tokens of a vocabulary of 49k take 0.8 GB."""
+_IN_USE_S = 3600.0
+"""What was used so recently is needed together with what was just made."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,22 @@ def find_reference(
     folder = cache_dir() / "references" / sha256_json(identity)[:24]
     if not folder.is_dir():
         _compute(model, encoded, folder, identity, threads or available_threads())
+        _prune(folder.parent)
+    os.utime(folder)  # the cache keeps what was used last
     return Reference.open(folder)
+
+
+def _prune(cache: Path) -> None:
+    """Remove what was not used for longest, until the rest keeps to `MOST_BYTES`.
+
+    Another process that has a removed file open goes on reading it.
+    """
+    kept = 0
+    folders = [path for path in cache.iterdir() if (path / _RECORD).is_file()]
+    for folder in sorted(folders, key=lambda path: -path.stat().st_mtime):
+        kept += sum(file.stat().st_size for file in folder.iterdir())
+        if kept > MOST_BYTES and time.time() - folder.stat().st_mtime > _IN_USE_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compute(

@@ -166,7 +166,7 @@ def evaluate_artifacts(
             figures = evaluate(
                 artifact, runtime, yardstick, threads=settings.threads,
                 timeout_s=settings.timeout_s, task=task,
-                with_quantized_base=settings.quantized_base,
+                with_quantized_base=settings.quantized_base, others=runtimes,
             )  # fmt: skip
             entry["fidelity"][runtime] = judged_record(
                 artifact, figures, subject.gates, source, entry["devices"]

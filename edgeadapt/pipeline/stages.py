@@ -31,6 +31,7 @@ from edgeadapt.files import read_json, write_json
 from edgeadapt.jobs import available_threads, sample
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe
+from edgeadapt.runtimes.registry import installed_runtimes
 from edgeadapt.tokenizer import ModelTokenizer
 
 TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
@@ -226,7 +227,8 @@ def evaluate_stage(
     label = f"{artifact.quantization} on {runtime}"
 
     def work(folder: Path) -> None:
-        figures = evaluate(artifact, runtime, yardstick(), task=task)
+        others = installed_runtimes(artifact.format)
+        figures = evaluate(artifact, runtime, yardstick(), task=task, others=others)
         answers = _answers(artifact.path, prompts, recipe.evaluate.answer_tokens, label, runtime)
         write_json(folder / "figures.json", figures)
         write_json(folder / "answers.json", answers)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -64,6 +68,21 @@ def test_a_reference_is_computed_once(world: World, monkeypatch: pytest.MonkeyPa
     assert found.folder == world.yardstick.references["base"].folder
     with pytest.raises(AssertionError, match="computed again"):
         find_reference(model, world.encoded[:-1])
+
+
+def test_the_cache_keeps_what_was_used_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = 86400
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "reference.json").write_text("{}")
+        (folder / "log_probs.npy").write_bytes(bytes(1000))
+        os.utime(folder, (time.time() - age * day,) * 2)
+    monkeypatch.setattr(references, "MOST_BYTES", 2100)
+    references._prune(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"newest", "middle"}
 
 
 def test_what_counts_is_part_of_the_hash(world: World) -> None:
