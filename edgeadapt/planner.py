@@ -124,10 +124,8 @@ def next_better(
         profiles: the devices.
     """
     bits = BITS_PER_WEIGHT.get((format, quantization), 8 * size_bytes / parameters)
-    better = sorted(
-        (width, name) for (kind, name), width in BITS_PER_WEIGHT.items()
-        if kind == format and width > bits
-    )  # fmt: skip
+    widths = ((width, name) for (kind, name), width in BITS_PER_WEIGHT.items() if kind == format)
+    better = sorted((pair for pair in widths if pair[0] > bits), key=lambda pair: pair[0])
     for width, name in better:
         weights = parameters * width / 8
         if all(

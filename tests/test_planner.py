@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeadapt.devices import DeviceProfile, load_profile
 from edgeadapt.errors import InputError
-from edgeadapt.planner import BITS_PER_WEIGHT, choose
+from edgeadapt.planner import BITS_PER_WEIGHT, choose, next_better
 
 SMOLLM2 = {"parameters": 134_515_008, "kv_bytes_per_token": 30 * 2 * 3 * 64 * 2}
 LLAMA_8B = {"parameters": 8_030_000_000, "kv_bytes_per_token": 32 * 2 * 8 * 128 * 2}
@@ -114,3 +114,21 @@ def test_block_types_take_what_their_layout_says() -> None:
     for name in ("Q8_0", "Q6_K", "F16", "BF16", "F32"):
         weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
         assert math.isclose(BITS_PER_WEIGHT["gguf", name], 8 * size / weights)
+
+
+def test_the_next_better_quantization_is_the_smallest_that_fits() -> None:
+    def better(quantization: str, *profiles: DeviceProfile, size: float = 1.0) -> str | None:
+        return next_better(
+            "gguf", quantization, size_bytes=int(size), profiles=profiles, **LLAMA_8B
+        )
+
+    assert better("Q4_0") == "Q4_K_M"
+    assert better("Q8_0") == "F16"
+    assert better("F32") is None
+    roomy, narrow = with_ram("laptop-x86", 64), with_ram("laptop-x86", 11.2)
+    assert better("Q4_K_M", roomy) == "Q5_K_M"
+    assert better("Q4_0", roomy, narrow) == "Q4_K_M"
+    assert better("Q4_K_M", roomy, narrow) is None
+    # a quantization that the table lacks has the bits of its file
+    assert better("Q3_K_M", size=LLAMA_8B["parameters"] * 3.9 / 8) == "Q4_0"
+    assert better("Q5_1", size=LLAMA_8B["parameters"] * 6.0 / 8) == "Q6_K"
