@@ -1,8 +1,9 @@
 """Limits that an artifact has to keep, and the verdict on each.
 
 The defaults let F16, Q8_0 and Q4_K_M pass and stop what is broken. They were set on the 135M model
-with a QLoRA adapter: Q4_K_M has a mean KL of 0.05 and keeps 99% of the adapter's effect; alpha
-halved keeps 76%, doubled 87%; rounded to the grid that the base's weights lie on, 8%.
+with two adapters, a strong and a weak one. Sound files have a mean KL of up to 0.08 and keep 92% of
+the adapter and more; alpha halved keeps 76%, doubled 73%, and Q4_1, the grid that this base's
+weights lie on already, 9%.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Gates(BaseModel):
         0.7, ge=0, le=1, description="share of tokens whose most probable one is the same"
     )
     min_retention: float | None = Field(
-        0.9, le=1, description="share of the adapter's effect that is kept, the bits' loss aside"
+        0.85, le=1, description="share of the adapter's effect that is kept, the bits' loss aside"
     )
     max_perplexity_ratio: float | None = Field(
         1.25, gt=0, description="held-out perplexity over the merged model's"
@@ -107,11 +108,11 @@ def _explain(effect: Mapping[str, Any]) -> str:
     share = (effect["quantized_base"] or effect["float_base"])["value"]
     if share < 0.1:
         return "the adapter is not in it, or rounding erased it"
-    if share < 0.9:
+    if 0.9 < share < 1.05:
+        return "the model is further off than the bits explain: was it merged onto another base?"
+    if share < 1:
         return f"the adapter counts {share:.2f} times as much as it should"
-    if share > 1.1:
-        return f"the adapter counts too much, {share:.2f} times as it should"
-    return ""
+    return f"the adapter counts too much, {share:.2f} times as it should"
 
 
 def _at_most(gate: str, figure: float, limit: float, note: str = "") -> Verdict:

@@ -37,7 +37,7 @@ def failed(gates: Gates, found: dict[str, Any]) -> list[str]:
         ({"mean_kl": float("nan")}, "max_kl"),
         ({"top1": 0.69}, "min_top1"),
         ({"perplexity_ratio": 1.26}, "max_perplexity_ratio"),
-        ({"adapter": 0.89}, "min_retention"),
+        ({"adapter": 0.84}, "min_retention"),
         ({"task": 0.39}, "min_task_metric"),
     ],
 )
@@ -61,7 +61,12 @@ def test_without_an_adapter_or_a_task_there_is_nothing_to_judge() -> None:
 
 @pytest.mark.parametrize(
     ("effect", "words"),
-    [(0.02, "not in it"), (0.5, "0.50 times as much"), (1.4, "too much, 1.40 times")],
+    [
+        (0.02, "not in it"),
+        (0.5, "0.50 times as much"),
+        (1.4, "too much, 1.40 times"),
+        (0.99, "another base"),
+    ],
 )
 def test_retention_says_which_way_it_is_off(effect: float, words: str) -> None:
     verdict = next(
@@ -69,7 +74,7 @@ def test_retention_says_which_way_it_is_off(effect: float, words: str) -> None:
         for verdict in judge(Gates(), figures(adapter=0.1, effect=effect))
         if verdict.gate == "min_retention"
     )
-    assert words in str(verdict) and "0.1, expected at least 0.9" in str(verdict)
+    assert words in str(verdict) and "0.1, expected at least 0.85" in str(verdict)
 
 
 def test_verdicts_from_elsewhere_count() -> None:
