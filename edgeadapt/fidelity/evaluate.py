@@ -22,7 +22,7 @@ from edgeadapt.fidelity.metrics import (
     summarize,
 )
 from edgeadapt.fidelity.models import ReferenceModel, State
-from edgeadapt.fidelity.quantized_base import quantized_base
+from edgeadapt.fidelity.quantized_base import FLOAT, quantized_base
 from edgeadapt.fidelity.references import Reference, find_reference, sequence_numbers, targets
 from edgeadapt.fidelity.retention import measure_retention
 from edgeadapt.fidelity.task import Task, measure_task
@@ -151,8 +151,9 @@ def evaluate(
                 engine=engine, others=others,
             )  # fmt: skip
         retention = measure_retention(
-            yardstick.reference.scores, yardstick.plain, divergence, plain, yardstick.sequences
-        )
+            yardstick.reference.scores, yardstick.plain, divergence, plain, yardstick.sequences,
+            lossless=artifact.quantization in FLOAT,
+        )  # fmt: skip
     result = None
     if task is not None:
         tokenizer = tokenizer or ModelTokenizer.from_folder(yardstick.base_folder)

@@ -3,7 +3,7 @@
 The defaults let F16, Q8_0 and Q4_K_M pass and stop what is broken. They were set on the 135M model
 with two adapters, a strong and a weak one. Sound files have a mean KL of up to 0.08 and keep 92% of
 the adapter and more; alpha halved keeps 76%, doubled 73%, and Q4_1, the grid that this base's
-weights lie on already, 9%.
+weights lie on already, 9%. A layer of zeros costs a KL of 0.17.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Gates(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_kl: float | None = Field(
-        0.25, gt=0, description="mean KL divergence from the merged model, in nats"
+        0.15, gt=0, description="mean KL divergence from the merged model, in nats"
     )
     min_top1: float | None = Field(
         0.7, ge=0, le=1, description="share of tokens whose most probable one is the same"

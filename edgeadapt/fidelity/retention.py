@@ -10,10 +10,11 @@ M is the merged float model, B the float base, A the artifact, Q the quantized b
 - `gain`: share of the gain in log perplexity from B to M that is left: from B to A, or from Q to A.
 - `effect`: how far A went from B to M (see `TokenEffect`), or from Q. It is 1 whatever the bits
   cost, 0 for an adapter that was dropped, and more than 1 for one that counts too much.
-- `beyond_bits`: 1 - (D(M || A) - D(B || Q)) / D(M || B): what is lost that the bits do not explain.
-- `adapter`: what the gate judges: the smaller of `beyond_bits` and the effect. What the effect is
-  more than 1 is taken off twice: probabilities saturate, and twice the adapter has not twice the
-  effect.
+- `beyond_bits`: 1 - (D(M || A) - s D(B || Q)) / D(M || B): what is lost that the bits do not
+  explain, where s allows an adapted model to suffer somewhat more from rounding than its base.
+- `adapter`: what the gate judges: the smallest of the effect; of 1 minus twice what the effect is
+  more than 1, since probabilities saturate and twice the adapter has not twice the effect; and of
+  1 minus three times what is lost beyond the bits, where a sound artifact loses nothing.
 
 Measured on the demo's adapter in Q8_0, halving alpha takes `kl` from 0.99 to 0.88, while sound
 Q4_K_M files of it and of a weaker one have 0.94 and 0.37. It takes `effect` from 1.00 to 0.76,
@@ -34,6 +35,8 @@ from edgeadapt.fidelity.metrics import (
     ratio,
 )
 
+SENSITIVITY = 1.25
+"""How much more than its base an adapted model may lose to the same bits; at most 0.95 measured."""
 LEAST_EFFECT = 0.002
 """D(M || B) in nats below which an adapter changes too little for shares of it to be told."""
 
@@ -62,7 +65,9 @@ class Retention:
             return None
         effect = (self.effect_quantized or self.effect).value
         kept = min(effect, 1 - 2 * (effect - 1))
-        return kept if self.beyond_bits is None else min(kept, self.beyond_bits.value)
+        if self.beyond_bits is None:
+            return kept
+        return min(kept, 1 - 3 * (1 - self.beyond_bits.value))
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -90,6 +95,8 @@ def measure_retention(
     artifact: TokenDivergence,
     quantized: TokenDivergence | None,
     sequences: IntArray,
+    *,
+    lossless: bool = False,
 ) -> Retention:
     """All shares, with their standard errors.
 
@@ -99,6 +106,7 @@ def measure_retention(
         artifact: compared with the merged model, the base beside it.
         quantized: the plain base in the artifact's quantization, compared likewise.
         sequences: number of the sequence that each token belongs to, shape (tokens,).
+        lossless: the artifact's weights are floats, so that its bits cost nothing.
     """
     assert artifact.effect is not None
     square = artifact.effect.square
@@ -113,14 +121,14 @@ def measure_retention(
         gain_quantized=None,
         effect=ratio(artifact.effect.along, square, sequences),
         effect_quantized=None,
-        beyond_bits=None,
+        beyond_bits=_remainder(ratio(artifact.kl, base.kl, sequences)) if lossless else None,
     )
     if quantized is None:
         return retention
     assert quantized.effect is not None and quantized.kl_base is not None
     along = artifact.effect.along - quantized.effect.along
     saved = quantized.scores.nll - artifact.scores.nll
-    lost = artifact.kl - quantized.kl_base
+    lost = artifact.kl - SENSITIVITY * quantized.kl_base
     return replace(
         retention,
         bits_kl=mean(quantized.kl_base, sequences),

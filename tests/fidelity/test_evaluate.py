@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.cli import cli
+from edgeadapt.export import merge_to_folder, open_model
 from edgeadapt.fidelity.evaluate import evaluate
 from edgeadapt.fidelity.gates import Gates, judge, verdict_record
 from tests.fidelity.conftest import World
@@ -35,6 +36,15 @@ def test_sound_artifacts_pass(world: World, quantization: str) -> None:
     if quantization == "F32":
         assert found["fidelity"]["mean_kl"]["value"] < 1e-4
         assert kept["effect"]["float_base"]["value"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_merged_folder_on_torch_is_the_reference(world: World) -> None:
+    model = open_model(str(world.base), world.adapter)
+    artifact = merge_to_folder(model, world.folder / "merged")
+    figures = evaluate(artifact, "torch", world.yardstick, threads=1)
+    assert figures["fidelity"]["mean_kl"]["value"] < 1e-5
+    assert figures["fidelity"]["top1"]["value"] == 1
+    assert figures["retention"]["adapter"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_dropped_adapter_fails_retention(world: World) -> None:

@@ -33,7 +33,7 @@ def failed(gates: Gates, found: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "gate"),
     [
-        ({"mean_kl": 0.26}, "max_kl"),
+        ({"mean_kl": 0.16}, "max_kl"),
         ({"mean_kl": float("nan")}, "max_kl"),
         ({"top1": 0.69}, "min_top1"),
         ({"perplexity_ratio": 1.26}, "max_perplexity_ratio"),
