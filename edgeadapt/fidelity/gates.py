@@ -21,16 +21,16 @@ class Gates(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_kl: float | None = Field(
-        0.15, gt=0, description="mean KL divergence from the merged model, in nats"
+        0.2, gt=0, description="mean KL divergence from the merged model, in nats"
     )
     min_top1: float | None = Field(
-        0.7, ge=0, le=1, description="share of tokens whose most probable one is the same"
+        0.6, ge=0, le=1, description="share of tokens whose most probable one is the same"
     )
     min_retention: float | None = Field(
         0.85, le=1, description="share of the adapter's effect that is kept, the bits' loss aside"
     )
     max_perplexity_ratio: float | None = Field(
-        1.25, gt=0, description="held-out perplexity over the merged model's"
+        1.4, gt=0, description="held-out perplexity over the merged model's"
     )
     min_task_metric: float | None = Field(
         None, description="the task metric of evaluate.task; off by default"

@@ -14,7 +14,8 @@ M is the merged float model, B the float base, A the artifact, Q the quantized b
   explain, where s allows an adapted model to suffer somewhat more from rounding than its base.
 - `adapter`: what the gate judges: the smallest of the effect; of 1 minus twice what the effect is
   more than 1, since probabilities saturate and twice the adapter has not twice the effect; and of
-  1 minus three times what is lost beyond the bits, where a sound artifact loses nothing.
+  1 minus three times what is lost beyond the bits, where a sound artifact loses nothing. Where the
+  bits cost more than the adapter changes, only an effect below 0.5 or above 1.5 counts as lost.
 
 Measured on the demo's adapter in Q8_0, halving alpha takes `kl` from 0.99 to 0.88, while sound
 Q4_K_M files of it and of a weaker one have 0.94 and 0.37. It takes `effect` from 1.00 to 0.76,
@@ -37,6 +38,8 @@ from edgeadapt.fidelity.metrics import (
 
 SENSITIVITY = 1.25
 """How much more than its base an adapted model may lose to the same bits; at most 0.95 measured."""
+_CLEAR = (0.5, 1.5)
+"""Effects between these are not told from 1 under bits that cost more than the adapter changes."""
 LEAST_EFFECT = 0.002
 """D(M || B) in nats below which an adapter changes too little for shares of it to be told."""
 
@@ -65,9 +68,16 @@ class Retention:
             return None
         effect = (self.effect_quantized or self.effect).value
         kept = min(effect, 1 - 2 * (effect - 1))
+        if self._drowned and _CLEAR[0] <= effect <= _CLEAR[1]:
+            kept = 1.0
         if self.beyond_bits is None:
             return kept
         return min(kept, 1 - 3 * (1 - self.beyond_bits.value))
+
+    @property
+    def _drowned(self) -> bool:
+        """The bits cost more than the adapter changes."""
+        return self.bits_kl is not None and self.bits_kl.value > self.adapter_kl.value
 
     def record(self) -> dict[str, Any]:
         """As JSON."""

@@ -23,6 +23,7 @@ export:
   - {format: gguf, quantization: Q4_K_M}
 evaluate: {held_out_examples: 8, max_tokens: 128, answer_tokens: 8}
 bench: {prompt_tokens: 32, decode_tokens: 8, repetitions: 2, reference: false}
+gates: {max_kl: 0.5, min_top1: 0.3, min_retention: null, max_perplexity_ratio: 2.0}  # few tokens
 """
 
 
