@@ -9,7 +9,7 @@ from typing import Any
 from edgeadapt.artifact import Artifact
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import GateFailure
-from edgeadapt.fidelity.gates import Gates, judge, verdict_record
+from edgeadapt.fidelity.gates import Gates, Verdict, judge, verdict_record
 from edgeadapt.planner import next_better
 from edgeadapt.weights import WeightSource, kv_bytes_per_token, parameter_count
 
@@ -20,6 +20,7 @@ def judged_record(
     gates: Gates,
     source: WeightSource,
     devices: Sequence[str] = (),
+    others: Sequence[Verdict] = (),
 ) -> dict[str, Any]:
     """An artifact's figures with the verdict of each gate and, if one failed, what to try.
 
@@ -29,8 +30,9 @@ def judged_record(
         gates: the limits.
         source: the model's tensors, for its size.
         devices: profiles that the artifact has to fit.
+        others: verdicts that do not come from these figures, such as `parity`'s.
     """
-    verdicts = judge(gates, figures)
+    verdicts = judge(gates, figures, others)
     record = figures | verdict_record(verdicts)
     failed = [str(verdict) for verdict in verdicts if not verdict.passed]
     better = None
