@@ -26,6 +26,14 @@ def jsonl(path: Path, *records: object) -> Path:
     return path
 
 
+def csv_file(path: Path, record: dict) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(record)
+        writer.writerow([v if isinstance(v, str) else json.dumps(v) for v in record.values()])
+    return path
+
+
 @pytest.mark.parametrize(("record", "expected"), RECORDS)
 def test_jsonl(tmp_path, record, expected):
     assert load_examples(jsonl(tmp_path / "d.jsonl", record, record)) == [expected, expected]
@@ -33,12 +41,7 @@ def test_jsonl(tmp_path, record, expected):
 
 @pytest.mark.parametrize(("record", "expected"), RECORDS)
 def test_csv(tmp_path, record, expected):
-    path = tmp_path / "d.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(record)
-        writer.writerow([v if isinstance(v, str) else json.dumps(v) for v in record.values()])
-    assert load_examples(path) == [expected]
+    assert load_examples(csv_file(tmp_path / "d.csv", record)) == [expected]
 
 
 @pytest.mark.parametrize(("record", "expected"), RECORDS)
@@ -86,12 +89,7 @@ CHOICES = {"prompt": "Which?", "choices": ["one", "two"]}
 def test_multiple_choice(tmp_path, record):
     expected = Example(prompt="Which?", completion="two", choices=("one", "two"))
     assert load_examples(jsonl(tmp_path / "d.jsonl", record)) == [expected]
-    path = tmp_path / "d.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(record)
-        writer.writerow([v if isinstance(v, str) else json.dumps(v) for v in record.values()])
-    assert load_examples(path) == [expected]
+    assert load_examples(csv_file(tmp_path / "d.csv", record)) == [expected]
 
 
 @pytest.mark.parametrize(
