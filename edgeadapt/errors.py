@@ -14,6 +14,8 @@ A message says what was found, what was expected and what to type next.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EdgeAdaptError(Exception):
     """Base of every error that edgeadapt raises on purpose."""
@@ -55,3 +57,9 @@ class GateFailure(EdgeAdaptError):
     """Everything ran, and the result is not good enough."""
 
     exit_code = 1
+    record: dict[str, Any] | None = None
+    """What --json prints: `gates`, `failed_gates` and `passed`, at least."""
+
+    def __init__(self, message: str, record: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.record = record

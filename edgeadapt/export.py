@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeadapt import __version__
 from edgeadapt.adapters import (
@@ -17,6 +17,7 @@ from edgeadapt.adapters import (
     read_spec,
     stacked_source,
 )
+from edgeadapt.adapters.held import HeldSource, held_base
 from edgeadapt.adapters.spec import CONFIG, WEIGHTS
 from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.artifact import MANIFEST, Artifact
@@ -31,6 +32,8 @@ from edgeadapt.files import atomic_folder, read_json, write_json
 from edgeadapt.safetensors_io import INDEX, SINGLE, SafetensorsSource, write_safetensors
 from edgeadapt.tokenizer import TOKENIZER_FILES
 from edgeadapt.weights import Float32Array, TensorInfo, WeightSource, is_tied
+
+MergeBase = Literal["original", "quantized"]
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 MAX_SHARD_BYTES = 5 * 10**9
@@ -54,6 +57,8 @@ def open_model(
     *,
     revision: str | None = None,
     any_base: bool = False,
+    merge_onto: MergeBase = "original",
+    trained_on: str | None = None,
 ) -> ModelToExport:
     """Resolve a base and merge adapters into it lazily.
 
@@ -62,9 +67,12 @@ def open_model(
         adapter: a PEFT adapter folder, or several as `parse_adapters` takes them.
         revision: of a hub id.
         any_base: accept an adapter whose record says that it was trained on another base.
+        merge_onto: `original` weights, or `quantized`: as training held them in 4 bits.
+        trained_on: how training held the base, where the adapter's record does not say.
 
     Raises:
-        InputError: base or adapter are missing or unusable.
+        InputError: base or adapter are missing or unusable, or nothing says how the base to merge
+            onto was quantized.
         AdapterError: the adapter belongs to another base.
     """
     folder = resolve_base(base, revision=revision)
@@ -80,10 +88,13 @@ def open_model(
     if choices:
         specs = [_checked_spec(choice.path, base, digest, any_base) for choice in choices]
         tied = is_tied(source)
+        lineage["merge"] = {"onto": merge_onto, "precision": "float32"}
+        if merge_onto == "quantized":
+            source = _as_trained(source, specs, trained_on)
+            lineage["merge"]["held"] = source.held.record()
         source = stacked_source(source, choices)
         described = [_adapter_lineage(spec) for spec in specs]
         lineage["adapter"] = described[0]
-        lineage["merge"] = {"onto": "original", "precision": "float32"}
         if tied and not is_tied(source):
             lineage["merge"]["untied_head"] = True
         if len(choices) > 1 or choices[0].weight is not None:
@@ -95,6 +106,16 @@ def open_model(
         name = "-".join([Path(name).name, *(choice.path.resolve().name for choice in choices)])
         folder = folder_with_texts(folder, [choice.path for choice in choices])
     return ModelToExport(folder, source, Path(name).name, lineage)
+
+
+def _as_trained(source: WeightSource, specs: list[AdapterSpec], stated: str | None) -> HeldSource:
+    held = held_base(specs, stated)
+    if held is None:
+        raise InputError(
+            f"the adapter {specs[0].path} was trained on a base in floating point, so there is no "
+            "quantized base to merge onto; give --merge-onto original"
+        )
+    return HeldSource(source, held)
 
 
 def export_adapter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -82,6 +82,12 @@ class Recipe(_Section):
     data: DataSection = DataSection()
     train: TrainSettings | None = None
     adapter: str | None = Field(None, description="a ready adapter, in place of training")
+    merge_onto: Literal["auto", "original", "quantized"] = Field(
+        "auto", description="weights to merge into; auto: for QLoRA, what is better held out"
+    )
+    trained_on: str | None = Field(
+        None, description="how training held the base, for adapters of other tools: nf4-double, ..."
+    )
     export: tuple[ExportSection, ...] = Field(min_length=1)
     evaluate: EvaluateSection = EvaluateSection()
     gates: Gates = Gates()

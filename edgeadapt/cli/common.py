@@ -1,4 +1,4 @@
-"""What every command shares: --json, -q, -v, --debug, and one place where errors meet people."""
+"""What commands share: --json, -q, -v, --debug, options of models, and how errors meet people."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
 from edgeadapt import console
-from edgeadapt.errors import EdgeAdaptError
+from edgeadapt.errors import EdgeAdaptError, GateFailure
+
+if TYPE_CHECKING:
+    from edgeadapt.export import ModelToExport
 
 # Merging is many small products spread over our own threads: a BLAS that starts threads of its
 # own for each is several times slower. Read once, when NumPy is first imported.
@@ -40,6 +44,8 @@ def standard(function: Callable[..., Any]) -> Callable[..., Any]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from error
         except (EdgeAdaptError, OSError, MemoryError) as error:
+            if kwargs["as_json"] and isinstance(error, GateFailure) and error.record:
+                console.emit_json(error.record)
             _fail(error, debug)
         except KeyboardInterrupt as error:
             raise click.exceptions.Exit(130) from error
@@ -73,6 +79,83 @@ def model_options(*, adapter_required: bool) -> Callable[[Callable[..., Any]], C
         return function
 
     return add
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What the options of `merge_options` say."""
+
+    onto: str
+    held_out: str | None
+    examples: int | None
+    trained_on: str | None
+    max_ratio: float
+
+    def open(
+        self, base: str, adapter: tuple[str, ...], revision: str | None, any_base: bool
+    ) -> ModelToExport:
+        """The base with the adapters merged onto the weights that were asked for, or are better.
+
+        Raises:
+            EdgeAdaptError: as `open_measured`.
+        """
+        from edgeadapt.data.source import resolve_data
+        from edgeadapt.fidelity.merge_base import MergeSettings, open_measured
+
+        data, brought = resolve_data(self.held_out) if self.held_out else (None, None)
+        settings = MergeSettings(cast(Any, self.onto), self.trained_on, self.max_ratio)
+        return open_measured(
+            base,
+            adapter,
+            settings,
+            held_out=brought or data,
+            examples=self.examples,
+            revision=revision,
+            any_base=any_base,
+        )
+
+
+def merge_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --merge-onto and what belongs to it; the function receives `merging: MergeOptions`."""
+
+    @click.option(
+        "--merge-onto",
+        type=click.Choice(["auto", "original", "quantized"]),
+        default="auto",
+        show_default=True,
+        help="The base's original weights, or as QLoRA held them in 4 bits while training; auto: "
+        "what is better on --held-out data, without it original.",
+    )
+    @click.option("--held-out", metavar="DATA", help="Data to compare merges and live model on.")
+    @click.option(
+        "--held-out-examples", type=click.IntRange(min=2), default=64, show_default=True,
+        help="Most examples of it.",
+    )  # fmt: skip
+    @click.option(
+        "--trained-on",
+        metavar="FORMAT",
+        help="How training held the base, for adapters of other tools: nf4, nf4-double (QLoRA's), "
+        "fp4, fp4-double or none.",
+    )
+    @click.option(
+        "--max-merge-ratio", type=click.FloatRange(min=0), default=1.02, show_default=True,
+        help="Held-out perplexity of the merged model over the live one's; above it, nothing is "
+        "written.",
+    )  # fmt: skip
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        merge_onto: str,
+        held_out: str | None,
+        held_out_examples: int,
+        trained_on: str | None,
+        max_merge_ratio: float,
+        **kwargs: Any,
+    ) -> Any:
+        merging = MergeOptions(merge_onto, held_out, held_out_examples, trained_on, max_merge_ratio)
+        return function(*args, merging=merging, **kwargs)
+
+    return wrapper
 
 
 def end_when_asked() -> None:

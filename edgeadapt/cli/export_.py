@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeadapt.cli.common import end_when_asked, model_options, standard
+from edgeadapt.cli.common import (
+    MergeOptions,
+    end_when_asked,
+    merge_options,
+    model_options,
+    standard,
+)
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_options(adapter_required=False)
+@merge_options
 @click.option(
     "--adapter-mode",
     type=click.Choice(["merged", "separate"]),
@@ -59,6 +66,7 @@ def command(
     adapter: tuple[str, ...],
     revision: str | None,
     any_base: bool,
+    merging: MergeOptions,
     adapter_mode: str,
     device: str | None,
     format_: str | None,
@@ -83,7 +91,7 @@ def command(
         --device raspberry-pi-5 --out model.gguf
     edgeadapt export --base default --format gguf --quant Q4_K_M --out m.gguf
     """
-    from edgeadapt.export import export, export_adapter, open_model, plan_export
+    from edgeadapt.export import export, export_adapter, plan_export
 
     end_when_asked()
     if adapter_mode == "separate":
@@ -107,7 +115,7 @@ def command(
         raise InputError("give either --device NAME, or --format and --quant")
     if format_ is not None and quant is None:
         raise InputError(f"give --quant too: which {format_} quantization to write")
-    model = open_model(base, adapter, revision=revision, any_base=any_base)
+    model = merging.open(base, adapter, revision, any_base)
     reason = None
     if device is not None:
         format_, chosen, reason = _choose(model, device, context)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from edgeadapt.cli.common import model_options, standard
+from edgeadapt.cli.common import MergeOptions, merge_options, model_options, standard
 from edgeadapt.console import emit, emit_json
 
 
 @click.command()
 @model_options(adapter_required=True)
+@merge_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
     "--dtype",
@@ -26,6 +27,7 @@ def command(
     adapter: tuple[str, ...],
     revision: str | None,
     any_base: bool,
+    merging: MergeOptions,
     out: Path,
     dtype: str,
     as_json: bool,
@@ -35,9 +37,9 @@ def command(
     Tensors are merged one at a time in float32: memory does not grow with the
     model. Only the tensors that the adapter changes differ from the base's.
     """
-    from edgeadapt.export import merge_to_folder, open_model
+    from edgeadapt.export import merge_to_folder
 
-    model = open_model(base, adapter, revision=revision, any_base=any_base)
+    model = merging.open(base, adapter, revision, any_base)
     artifact = merge_to_folder(model, out, dtype=dtype)
     if as_json:
         emit_json({"path": str(out), "bytes": artifact.size_bytes, "lineage": artifact.lineage})

@@ -35,6 +35,10 @@ class Gates(BaseModel):
     min_task_metric: float | None = Field(
         None, description="the task metric of evaluate.task; off by default"
     )
+    max_merge_ratio: float | None = Field(
+        1.02, gt=0, description="held-out perplexity of the merged over the live model that QLoRA "
+        "trained; judged before anything is exported"
+    )  # fmt: skip
     parity: bool = Field(
         True, description="the shipped tokenizer and template give the same tokens as the original"
     )

@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeadapt.adapters.held import HELD_AS
 from edgeadapt.adapters.spec import adapter_identity, read_spec
 from edgeadapt.base_model import base_hash
 from edgeadapt.errors import InputError
+from edgeadapt.export import MergeBase, open_model
 from edgeadapt.extras import need
 
 State = Literal["base", "merged", "live"]
@@ -32,15 +34,18 @@ class ReferenceModel:
     adapter: Path | None = None
     """A PEFT adapter folder; none for the base, and for a model that was trained whole."""
     held_as: str = "float32"
-    """How the base is held under a live adapter: nf4, nf4-double, bfloat16, float16, float32."""
+    """How training held the base: nf4, nf4-double, ..., bfloat16, float16, float32."""
+    onto: MergeBase = "original"
+    """What the merged model is merged onto."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines its logits, JSON-serializable."""
+        held = self.state == "live" or self.onto == "quantized"
         return {
             "state": "live" if self.state == "live" else "float32",
             "base": base_hash(self.base),
             "adapter": self.adapter and adapter_identity(self.adapter),
-            "held_as": self.held_as,
+            "held_as": self.held_as if held else "float32",
             "versions": {name: _version(name) for name in _TOOLS},
         }
 
@@ -57,7 +62,12 @@ class ReferenceModel:
 
 
 def reference_models(
-    base: Path, adapter: Path | None = None, *, trained: Path | None = None
+    base: Path,
+    adapter: Path | None = None,
+    *,
+    trained: Path | None = None,
+    onto: MergeBase = "original",
+    trained_on: str | None = None,
 ) -> dict[State, ReferenceModel]:
     """The models that there are: the base alone, with an adapter all three.
 
@@ -66,6 +76,8 @@ def reference_models(
         adapter: a PEFT adapter folder.
         trained: a model that was trained whole from the base, in an adapter's place; it takes the
             place of the merged one.
+        onto: what the artifacts' adapter is merged onto.
+        trained_on: how training held the base, where the adapter's record does not say.
 
     Raises:
         InputError: the adapter's folder is no adapter.
@@ -75,13 +87,21 @@ def reference_models(
         return {"base": plain, "merged": ReferenceModel("merged", trained)}
     if adapter is None:
         return {"base": plain}
-    merged = replace(plain, state="merged", adapter=adapter)
-    held_as = str(read_spec(adapter).record.get("quantization") or "float32")
-    return {
-        "base": plain,
-        "merged": merged,
-        "live": replace(merged, state="live", held_as=held_as),
-    }
+    live = live_model(base, adapter, trained_on)
+    return {"base": plain, "merged": replace(live, state="merged", onto=onto), "live": live}
+
+
+def live_model(base: Path, adapter: Path, trained_on: str | None = None) -> ReferenceModel:
+    """The adapter over its base as training held it.
+
+    Args:
+        base: a Hugging Face folder.
+        adapter: a PEFT adapter folder.
+        trained_on: how the base was held, where the adapter's record does not say.
+    """
+    recorded = read_spec(adapter).record.get("quantization")
+    stated = None if trained_on == "none" else trained_on
+    return ReferenceModel("live", base, adapter, str(recorded or stated or "float32"))
 
 
 def load(model: ReferenceModel) -> Any:
@@ -93,12 +113,15 @@ def load(model: ReferenceModel) -> Any:
         MissingExtraError: a library is missing.
     """
     from edgeadapt.calibration.activations import load_model
-    from edgeadapt.export import open_model
 
     if model.state == "live":
         return _load_live(model)
     # Whether the adapter belongs to the base was decided when the artifact was made.
-    return load_model(open_model(str(model.base), model.adapter, any_base=True).source)
+    stated = model.held_as if model.onto == "quantized" else None
+    opened = open_model(
+        str(model.base), model.adapter, any_base=True, merge_onto=model.onto, trained_on=stated
+    )
+    return load_model(opened.source)
 
 
 def _load_live(model: ReferenceModel) -> Any:
@@ -112,17 +135,17 @@ def _load_live(model: ReferenceModel) -> Any:
     transformers = need("transformers", "running an adapter unmerged")
     peft = need("peft", "running an adapter unmerged")
     options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
-    if model.held_as.startswith("nf4"):
+    kind, _, double = model.held_as.partition("-")
+    if model.held_as in HELD_AS:
         here = detect_nf4_settings()
-        options["quantization_config"] = bitsandbytes_config(
-            Nf4Settings(here.compute_dtype, model.held_as == "nf4-double", "as it was trained")
-        )
+        settings = Nf4Settings(here.compute_dtype, bool(double), "as it was trained")
+        options["quantization_config"] = bitsandbytes_config(settings, kind)
     elif model.held_as in ("bfloat16", "float16"):
         options["dtype"] = getattr(torch, model.held_as)
     elif model.held_as != "float32":
         raise InputError(
             f"the adapter says that its base was held as {model.held_as!r} in training; edgeadapt "
-            "knows nf4, nf4-double, bfloat16, float16 and float32"
+            f"knows {', '.join(HELD_AS)}, bfloat16, float16 and float32"
         )
     base = transformers.AutoModelForCausalLM.from_pretrained(model.base, **options)
     return peft.PeftModel.from_pretrained(base, model.adapter, local_files_only=True).eval()

@@ -14,7 +14,7 @@ from edgeadapt.base_model import resolve_base
 from edgeadapt.data.source import resolve_data
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
-from edgeadapt.export import open_model
+from edgeadapt.export import MergeBase, open_model
 from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
 from edgeadapt.fidelity.gates import Gates
 from edgeadapt.fidelity.models import reference_models
@@ -36,6 +36,10 @@ class Subject:
     adapter: Path | None = None
     trained: Path | None = None
     """A model that was trained whole from the base."""
+    onto: MergeBase = "original"
+    """What the adapter was merged onto."""
+    trained_on: str | None = None
+    """How training held the base, where the adapter's record does not say."""
     data: Path | None = None
     examples: int | None = 128
     max_tokens: int = 512
@@ -78,6 +82,8 @@ def subject_of_run(run: Path) -> Subject:
             base=resolve_base(document["base"]["path"]),
             adapter=None if whole else found,
             trained=found if whole else None,
+            onto=(document.get("merge") or {}).get("onto", "original"),
+            trained_on=recipe.get("trained_on"),
             data=_data_of(recipe["data"]),
             examples=recipe["evaluate"]["held_out_examples"],
             max_tokens=recipe["evaluate"]["max_tokens"],
@@ -127,7 +133,13 @@ def yardstick_of(subject: Subject, settings: Settings) -> Yardstick:
         max_tokens=subject.max_tokens,
         window=settings.window,
     )
-    models = reference_models(subject.base, subject.adapter, trained=subject.trained)
+    models = reference_models(
+        subject.base,
+        subject.adapter,
+        trained=subject.trained,
+        onto=subject.onto,
+        trained_on=subject.trained_on,
+    )
     return prepare(models, encoded, threads=settings.threads)
 
 

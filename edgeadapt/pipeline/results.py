@@ -45,6 +45,7 @@ class Results:
                 "sha256": inputs.base_sha256,
             },
             "adapter": None,
+            "merge": None,
             "artifacts": [],
             "perplexity": {},
             "measurements": [],
@@ -67,6 +68,11 @@ class Results:
                 self._document["perplexity"][name] = held_out[moment]
         if stage is not None:
             self._add_stage("train", stage)
+
+    def add_merge(self, stage: StageResult) -> None:
+        """What the adapter was merged onto, and the figures that decided it."""
+        self._document["merge"] = stage.read("merge.json")
+        self._add_stage("merge", stage)
 
     def add_reference(self, stage: StageResult) -> None:
         """Torch's figures and answers of the base, and of the merged model."""

@@ -51,8 +51,11 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
         space = Workspace(root, resume=resume)
         results = Results(recipe, inputs)
         model = _adapt(space, recipe, inputs, results)
+        if model.adapter is not None:
+            model, merge = stages.merge_stage(space, recipe, inputs, model, held_out)
+            results.add_merge(merge)
         source = model.open(recipe)
-        yardstick = stages.prepare_yardstick(inputs, model, held_out)
+        yardstick = stages.prepare_yardstick(inputs, model, held_out, recipe.trained_on)
         reference = stages.reference_stage(space, recipe, inputs, model, held_out, yardstick)
         results.add_reference(reference)
         for target in targets:

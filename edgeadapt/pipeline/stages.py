@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.adapters.spec import adapter_identity
+from edgeadapt.adapters.spec import adapter_identity, read_spec
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.bench.run import bench_artifact
@@ -20,9 +20,10 @@ from edgeadapt.data.examples import Example
 from edgeadapt.data.load import data_hash, load_examples
 from edgeadapt.data.source import resolve_data
 from edgeadapt.errors import InputError
-from edgeadapt.export import ModelToExport, export, open_model
+from edgeadapt.export import MergeBase, ModelToExport, export, open_model
 from edgeadapt.fidelity.compare import engine_identity
 from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
+from edgeadapt.fidelity.merge_base import MergeChoice, MergeSettings, choose_merge_base
 from edgeadapt.fidelity.metrics import Float64Array
 from edgeadapt.fidelity.models import reference_models
 from edgeadapt.fidelity.references import text_hash
@@ -63,13 +64,29 @@ class Adapted:
     """Of its weights."""
     record: dict[str, Any]
     identity: str | None = None
-    """Of all that shapes the merge: the weights, and the config that scales them."""
+    """Of all that shapes the merge: the weights, the config that scales them, and the base's."""
+    merge: MergeChoice | None = None
+    """What the adapter is merged onto; none where nothing is merged, or not chosen yet."""
+
+    @property
+    def onto(self) -> MergeBase:
+        """The weights to merge into."""
+        return self.merge.onto if self.merge else "original"
 
     def open(self, recipe: Recipe) -> ModelToExport:
         """The model to export."""
         if self.model is not None:
             return replace(open_model(str(self.model)), name=recipe.name)
-        return open_model(recipe.base, self.adapter, revision=recipe.revision)
+        model = open_model(
+            recipe.base,
+            self.adapter,
+            revision=recipe.revision,
+            merge_onto=self.onto,
+            trained_on=recipe.trained_on,
+        )
+        if self.merge is not None:
+            model.lineage["merge"] |= self.merge.record()
+        return model
 
 
 def find_inputs(recipe: Recipe) -> Inputs:
@@ -128,14 +145,45 @@ def adapted(path: Path) -> Adapted:
     return Adapted(None, path, digest, record, digest)
 
 
+def merge_stage(
+    space: Workspace, recipe: Recipe, inputs: Inputs, model: Adapted, held_out: list[Encoded]
+) -> tuple[Adapted, StageResult]:
+    """Choose what the adapter is merged onto.
+
+    Raises:
+        GateFailure: the merged model is worse than the live one that was trained.
+    """
+    adapter = model.adapter
+    assert adapter is not None
+    settings = MergeSettings(recipe.merge_onto, recipe.trained_on, recipe.gates.max_merge_ratio)
+    key = {
+        "base": inputs.base_sha256,
+        "adapter": model.identity,
+        "held_out": text_hash(held_out),
+        "settings": [settings.onto, settings.trained_on, settings.max_ratio],
+    }
+
+    def work(folder: Path) -> None:
+        choice = choose_merge_base(inputs.base, [read_spec(adapter)], settings, held_out)
+        write_json(folder / "merge.json", choice.document())
+
+    result = space.stage("merge", key, work, tools=TRAINING_TOOLS)
+    choice = MergeChoice.from_document(result.read("merge.json"))
+    choice.check()
+    identity = model.identity if choice.onto == "original" else f"{model.identity}-{choice.onto}"
+    return replace(model, identity=identity, merge=choice), result
+
+
 def prepare_yardstick(
-    inputs: Inputs, model: Adapted, held_out: list[Encoded]
+    inputs: Inputs, model: Adapted, held_out: list[Encoded], trained_on: str | None = None
 ) -> Callable[[], Yardstick]:
     """What artifacts are measured against; computed when it is first asked for."""
 
     @functools.cache
     def yardstick() -> Yardstick:
-        models = reference_models(inputs.base, model.adapter, trained=model.model)
+        models = reference_models(
+            inputs.base, model.adapter, trained=model.model, onto=model.onto, trained_on=trained_on
+        )
         return prepare(models, held_out)
 
     return yardstick

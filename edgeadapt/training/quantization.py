@@ -46,8 +46,12 @@ def detect_nf4_settings() -> Nf4Settings:
     )
 
 
-def bitsandbytes_config(settings: Nf4Settings) -> Any:
+def bitsandbytes_config(settings: Nf4Settings, kind: str = "nf4") -> Any:
     """The `BitsAndBytesConfig` for `from_pretrained`.
+
+    Args:
+        settings: how to store and multiply.
+        kind: `nf4`, or `fp4` for adapters that were trained elsewhere.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
@@ -58,7 +62,7 @@ def bitsandbytes_config(settings: Nf4Settings) -> Any:
     need("bitsandbytes", "training on an NF4 base (method qlora)")
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=kind,
         bnb_4bit_compute_dtype=getattr(torch, settings.compute_dtype),
         bnb_4bit_use_double_quant=settings.double_quantization,
     )
@@ -78,7 +82,7 @@ def _not_about_kernels(record: logging.LogRecord) -> bool:
     return "kernels-community" not in str(record.msg)
 
 
-def guard_linear4bit(model: Any) -> int:
+def guard_linear4bit(model: Any) -> list[str]:
     """Keep bitsandbytes from repacking NF4 weights in a model that will be trained.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 answers one forward in eval mode by repacking
@@ -87,18 +91,22 @@ def guard_linear4bit(model: Any) -> int:
     Call this before the model's first forward.
 
     Returns:
-        The number of layers.
+        The names of the layers.
 
     Raises:
         RuntimeFailure: a layer is already repacked.
     """
     bitsandbytes = need("bitsandbytes", "training on an NF4 base (method qlora)")
-    layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
-    for layer in layers:
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit)
+    }
+    for layer in layers.values():
         layer.support_avx512bf16_for_cpu = False
         if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
             raise RuntimeFailure(
                 "bitsandbytes has repacked this NF4 model for inference, which makes its "
                 "gradients wrong; load the model again and train before evaluating"
             )
-    return len(layers)
+    return list(layers)

@@ -147,7 +147,7 @@ class _Run:
         """Score, train, score; leave the adapter or model in `work/result`."""
         need("trl", "training")
         need("peft", "training")
-        model, quantization = self._load()
+        model, held = self._load()
         config = copy.deepcopy(model.config)  # the trainer changes its token ids
         before = self._score_before(model, work)
         trainer = self._train(model, work)
@@ -165,7 +165,7 @@ class _Run:
             )  # fmt: skip
         self._save(trainer.model, config, work.path / "result")
         return {
-            "quantization": quantization,
+            **held,
             "steps": trainer.state.global_step,
             "learning_rate": self.learning_rate,
             "examples": len(self.encoded),
@@ -174,7 +174,8 @@ class _Run:
             "versions": _versions(),
         }
 
-    def _load(self) -> tuple[Any, str]:
+    def _load(self) -> tuple[Any, dict[str, Any]]:
+        """The model, and how its base is held: what a merge has to know later."""
         torch = need("torch", "training")
         transformers = need("transformers", "training")
         cuda = torch.cuda.is_available()
@@ -183,7 +184,8 @@ class _Run:
             "device_map": {"": 0 if cuda else "cpu"},
             "local_files_only": True,
         }
-        quantization = str(options["dtype"]).removeprefix("torch.")
+        dtype = str(options["dtype"]).removeprefix("torch.")
+        held: dict[str, Any] = {"quantization": dtype}
         if self.method.nf4_base:
             nf4 = detect_nf4_settings()
             log.info(
@@ -191,14 +193,14 @@ class _Run:
                 nf4.compute_dtype, "with" if nf4.double_quantization else "without", nf4.reason,
             )  # fmt: skip
             options["quantization_config"] = bitsandbytes_config(nf4)
-            quantization = "nf4-double" if nf4.double_quantization else "nf4"
+            held["quantization"] = "nf4-double" if nf4.double_quantization else "nf4"
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(self.base, **options)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise UnsupportedError(f"transformers cannot load {self.base}: {error}") from error
         if self.method.nf4_base:
-            guard_linear4bit(model)
-        return model, quantization
+            held["held"] = {"dtype": dtype, "layers": guard_linear4bit(model)}
+        return model, held
 
     def _score(self, model: Any, title: str) -> dict[str, float] | None:
         if not self.held_out:

@@ -82,7 +82,8 @@ def test_gradients_after_an_evaluation_are_those_of_the_dequantized_model(base):
     ids = torch.arange(40).reshape(2, 20) + 20
     quantized = nf4_model(base)
     as_on_a_cpu_with_avx512_bf16(quantized)
-    assert guard_linear4bit(quantized) == len(linear4bit(quantized)) == 14
+    assert guard_linear4bit(quantized) == [name for name, _ in linear4bit(quantized)]
+    assert len(linear4bit(quantized)) == 14
 
     dense = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     original = dense.get_submodule("model.layers.0.mlp.up_proj").weight.clone()

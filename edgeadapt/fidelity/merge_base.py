@@ -1,0 +1,275 @@
+"""Which weights to merge an adapter of QLoRA into: the original ones, or those it was trained on.
+
+Merged into the dequantized base, the model equals the one that was trained. Merged into the
+original weights it has fewer rounding errors, which the adapter may have learned to make up for.
+Which is better differs from model to model, so both are measured beside the live model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeadapt.adapters import AdapterSpec, parse_adapters, read_spec
+from edgeadapt.adapters.held import held_base, tells
+from edgeadapt.base_model import resolve_base
+from edgeadapt.console import log
+from edgeadapt.data.encode import Encoded
+from edgeadapt.errors import GateFailure, InputError, MissingExtraError
+from edgeadapt.export import MergeBase, ModelToExport, open_model
+from edgeadapt.fidelity.gates import Verdict, verdict_record
+from edgeadapt.fidelity.metrics import diverge_rows, exponential, mean
+from edgeadapt.fidelity.models import live_model
+from edgeadapt.fidelity.references import Reference, find_reference, sequence_numbers, targets
+from edgeadapt.fidelity.text import held_out_text
+from edgeadapt.tokenizer import ModelTokenizer
+
+MergeWish = Literal["auto", "original", "quantized"]
+GATE = "max_merge_ratio"
+DEFAULT_RATIO = 1.02
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """What the user wants of a merge."""
+
+    onto: MergeWish = "auto"
+    trained_on: str | None = None
+    """How training held the base, where the adapter's record does not say."""
+    max_ratio: float | None = DEFAULT_RATIO
+    """Held-out perplexity of the merged model over the live model's; None for no limit."""
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class MergeChoice:
+    """The weights that were chosen, and why."""
+
+    onto: MergeBase
+    asked: MergeWish
+    reason: str
+    figures: dict[str, Any] | None = None
+    """Of the live model and of each merge: perplexity, ratio to the live model's, KL to it."""
+    verdict: Verdict | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, for lineage and reports."""
+        return {
+            "onto": self.onto,
+            "asked": self.asked,
+            "reason": self.reason,
+            "measured": self.figures,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """`record` and the verdict, as JSON, to be read by `from_document`."""
+        return self.record() | {"verdict": self.verdict and self.verdict.record()}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> MergeChoice:
+        """What `document` gave."""
+        verdict = document["verdict"]
+        return cls(
+            document["onto"],
+            document["asked"],
+            document["reason"],
+            document["measured"],
+            verdict and Verdict(**verdict),
+        )
+
+    def check(self) -> None:
+        """Stop where the merged model is worse than the live one.
+
+        Raises:
+            GateFailure: it is, beyond the limit.
+        """
+        if self.verdict is not None and not self.verdict.passed:
+            other = "original" if self.onto == "quantized" else "quantized"
+            raise GateFailure(
+                f"merged onto the {self.onto} base, the model is worse than the live one that was "
+                f"trained: {self.verdict}; give --merge-onto {other}, check that the base is the "
+                "adapter's, or allow more with --max-merge-ratio",
+                verdict_record([self.verdict]) | {"merge": self.record()},
+            )
+
+
+def open_measured(
+    base: str,
+    adapter: Sequence[str | Path],
+    settings: MergeSettings,
+    *,
+    held_out: Path | None = None,
+    examples: int | None = None,
+    revision: str | None = None,
+    any_base: bool = False,
+) -> ModelToExport:
+    """`open_model`, merged onto the weights that are better, its lineage saying why.
+
+    Args:
+        base: as `open_model`.
+        adapter: as `open_model`; without one there is nothing to choose.
+        settings: what is wanted.
+        held_out: a dataset, or a .txt file, to measure on.
+        examples: most examples of it to take.
+        revision: as `open_model`.
+        any_base: as `open_model`.
+
+    Raises:
+        GateFailure: the merged model is worse than the live one.
+        InputError: as `open_model`.
+    """
+    model = open_model(base, adapter, revision=revision, any_base=any_base)
+    choices = parse_adapters(adapter)
+    if not choices:
+        return model
+    specs = [read_spec(choice.path) for choice in choices]
+    encoded = None
+    if held_out is not None:
+        encoded = held_out_text(held_out, ModelTokenizer.from_folder(model.folder), limit=examples)
+    choice = choose_merge_base(resolve_base(base, revision=revision), specs, settings, encoded)
+    choice.check()
+    if choice.onto != "original":
+        model = open_model(
+            base,
+            adapter,
+            revision=revision,
+            any_base=any_base,
+            merge_onto=choice.onto,
+            trained_on=settings.trained_on,
+        )
+    model.lineage["merge"] |= choice.record()
+    return model
+
+
+def choose_merge_base(
+    base: Path,
+    specs: Sequence[AdapterSpec],
+    settings: MergeSettings,
+    held_out: Sequence[Encoded] | None,
+) -> MergeChoice:
+    """Decide, by measuring where that can be done.
+
+    Args:
+        base: Hugging Face folder of the base.
+        specs: the adapters to merge, at least one.
+        settings: what is wanted.
+        held_out: text to measure on, if there is any.
+
+    Raises:
+        InputError: `quantized` is asked for, and there is no quantized base.
+        MissingExtraError: `original` or `quantized` is asked for with text to measure on, and a
+            library for the live model is missing.
+    """
+    asked = settings.onto
+    obstacle = _obstacle(specs, settings)
+    if obstacle is None and held_out is None:
+        obstacle = "there is no held-out data; give --held-out"
+    if obstacle is None:
+        try:
+            return _measured(base, specs[0].path, settings, held_out or ())
+        except MissingExtraError as error:
+            if asked != "auto":
+                raise
+            obstacle = str(error)
+    onto: MergeBase = "original" if asked == "auto" else asked
+    reason = f"not measured: {obstacle}"
+    if asked == "auto":
+        log.info("merging onto the original base; %s", reason)
+    return MergeChoice(onto, asked, reason)
+
+
+def _obstacle(specs: Sequence[AdapterSpec], settings: MergeSettings) -> str | None:
+    """Why nothing can, or need, be measured.
+
+    Raises:
+        InputError: `quantized` is asked for, and there is no quantized base.
+    """
+    if settings.onto != "quantized" and settings.trained_on is None:
+        unknown = [spec.path.name for spec in specs if not tells(spec)]
+        if unknown:
+            return (
+                f"the adapter {unknown[0]} has no record of how its base was held in training; "
+                "--trained-on says it"
+            )
+    if len(specs) > 1 and settings.onto != "quantized":
+        return "several adapters were not trained together, so there is no live model"
+    if held_base(specs, settings.trained_on) is None:
+        if settings.onto == "quantized":
+            raise InputError(
+                f"the adapter {specs[0].path} was trained on a base in floating point, so there "
+                "is no quantized base to merge onto; give --merge-onto original"
+            )
+        return "the adapter was trained on a base in floating point"
+    if len(specs) > 1:
+        return "several adapters were not trained together, so there is no live model"
+    return None
+
+
+def _measured(
+    base: Path, adapter: Path, settings: MergeSettings, held_out: Sequence[Encoded]
+) -> MergeChoice:
+    wanted: tuple[MergeBase, ...] = (
+        ("original", "quantized") if settings.onto == "auto" else (settings.onto,)
+    )
+    live = live_model(base, adapter, settings.trained_on)
+    models = {"live": live} | {onto: replace(live, state="merged", onto=onto) for onto in wanted}
+    references = {
+        name: find_reference(model, held_out, threads=settings.threads)
+        for name, model in models.items()
+    }
+    figures = compare_merges(references, held_out)
+    best = min(wanted, key=lambda onto: figures[onto]["perplexity"]["value"])
+    ratio = figures[best]["ratio_to_live"]["value"]
+    verdict = None
+    if settings.max_ratio is not None:
+        verdict = Verdict(GATE, ratio, settings.max_ratio, ratio <= settings.max_ratio)
+    reason = "as asked" if settings.onto != "auto" else _because(best, figures)
+    log.info("merging onto the %s base: %s", best, reason)
+    return MergeChoice(best, settings.onto, reason, figures, verdict)
+
+
+def compare_merges(references: dict[str, Reference], encoded: Sequence[Encoded]) -> dict[str, Any]:
+    """Figures of merged models beside the live one, as JSON.
+
+    Args:
+        references: `live`, and merges by what they are merged onto.
+        encoded: the text that all are of.
+
+    Returns:
+        For each its `perplexity`; for merges `ratio_to_live` and `mean_kl`, D(live || merge) in
+        nats; and, of two merges, `original_minus_quantized`: the paired difference of the mean
+        negative log likelihoods, in nats. All with standard errors over sequences.
+    """
+    sequences, wanted = sequence_numbers(encoded), targets(encoded)
+    live = references["live"]
+    figures: dict[str, Any] = {"tokens": len(wanted), "examples": len(encoded)}
+    for name, reference in references.items():
+        nll = reference.scores.nll
+        figures[name] = {"perplexity": exponential(mean(nll, sequences)).record()}
+        if name == "live":
+            continue
+        kl = diverge_rows(live.log_probs, reference.log_probs, wanted).kl
+        ratio = exponential(mean(nll - live.scores.nll, sequences))
+        figures[name] |= {
+            "ratio_to_live": ratio.record(),
+            "mean_kl": mean(kl, sequences).record(),
+        }
+    if {"original", "quantized"} <= references.keys():
+        apart = references["original"].scores.nll - references["quantized"].scores.nll
+        figures["original_minus_quantized"] = mean(apart, sequences).record()
+    return figures
+
+
+def _because(best: str, figures: dict[str, Any]) -> str:
+    other = "quantized" if best == "original" else "original"
+    apart = figures["original_minus_quantized"]
+    error = apart["standard_error"]
+    told = f" ± {error:.3f}" if error is not None else ""
+    return (
+        f"held-out perplexity {figures[best]['perplexity']['value']:.2f} against "
+        f"{figures[other]['perplexity']['value']:.2f} on the {other} one (live "
+        f"{figures['live']['perplexity']['value']:.2f}; the two differ by "
+        f"{abs(apart['value']):.3f}{told} nats a token)"
+    )
