@@ -50,6 +50,7 @@ def render_chat(
     *,
     add_generation_prompt: bool,
     special_tokens: dict[str, str],
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> str:
     """Text of a conversation under a chat template.
 
@@ -58,6 +59,7 @@ def render_chat(
         messages: the conversation.
         add_generation_prompt: end with the opening of an assistant turn.
         special_tokens: `bos_token`, `eos_token`, ... as the template may name them.
+        tools: JSON schemas of functions on offer.
 
     Raises:
         InputError: the template is malformed or rejects these messages.
@@ -68,6 +70,8 @@ def render_chat(
     try:
         return _compile(template).render(
             messages=list(messages),
+            tools=None if tools is None else list(tools),
+            documents=None,
             add_generation_prompt=add_generation_prompt,
             **special_tokens,
         )

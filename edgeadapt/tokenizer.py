@@ -85,7 +85,13 @@ class ModelTokenizer:
         """Text of token ids."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[dict[str, Any]] | None = None,
+    ) -> str:
         """Text of a conversation under the model's chat template.
 
         Raises:
@@ -100,6 +106,7 @@ class ModelTokenizer:
             messages,
             add_generation_prompt=add_generation_prompt,
             special_tokens=self.special_tokens,
+            tools=tools,
         )
 
 

@@ -37,6 +37,8 @@ _JOBS = {
     "sample": "edgeadapt.jobs:run_sample",
     "reference": "edgeadapt.fidelity.references:run_reference",
     "compare": "edgeadapt.fidelity.compare:run_compare",
+    "parity-original": "edgeadapt.fidelity.parity_jobs:run_original",
+    "parity-engine": "edgeadapt.fidelity.parity_jobs:run_engine",
 }
 """Job kind -> the function that does it in the child: (payload, progress) -> result."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +127,42 @@ def _sample(logits: Float32Array, temperature: float, random: np.random.Generato
     return int(scores.argmax())
 
 
+class EngineText(abc.ABC):
+    """The text half of an engine, opened from what ships, without the weights."""
+
+    bos_id: int | None
+    """Begins a text, if the engine puts such a token there or knows of one."""
+    eos_id: int | None
+    stop_ids: frozenset[int]
+    """Any of these ends a generation."""
+
+    @abc.abstractmethod
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of `text`, special tokens in it recognised.
+
+        Args:
+            text: what to tokenize.
+            add_special: with what the engine puts around a text by itself, as BOS.
+        """
+
+    @abc.abstractmethod
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] | None = None
+    ) -> str:
+        """A conversation under the shipped template, ending where an answer begins.
+
+        Raises:
+            InputError: there is no template, or it rejects the messages.
+        """
+
+    @abc.abstractmethod
+    def tokens(self) -> list[str | None]:
+        """The vocabulary as the files spell it, by id; None where an id has no token."""
+
+    def close(self) -> None:
+        """Free what the engine holds; nothing, unless it says otherwise."""
+
+
 class Runtime(abc.ABC):
     """One engine."""
 
@@ -145,6 +181,16 @@ class Runtime(abc.ABC):
             CorruptFileError: its files are damaged.
             MissingExtraError: the engine is not installed.
         """
+
+    def open_text(self, artifact: Artifact) -> EngineText | None:
+        """What the engine makes of text, from the artifact's files; None if it does not tell.
+
+        Raises:
+            InputError: the artifact has no tokenizer, or is of another format.
+            CorruptFileError: its files are damaged.
+            MissingExtraError: the engine is not installed.
+        """
+        return None
 
     @abc.abstractmethod
     def version(self) -> str:

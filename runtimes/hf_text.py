@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError
+from edgeadapt.runtimes.base import EngineText
 from edgeadapt.tokenizer import ModelTokenizer
 
 if TYPE_CHECKING:
@@ -36,6 +37,37 @@ class HfText:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Text of a conversation under the chat template shipped with the artifact."""
         return self.tokenizer.render(messages, add_generation_prompt=add_generation_prompt)
+
+
+class HfEngineText(EngineText):
+    """An `EngineText` over a `ModelTokenizer`, for engines that leave text to the app."""
+
+    def __init__(self, tokenizer: ModelTokenizer, stop_ids: frozenset[int]) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
+        self.bos_id = self._id("bos_token")
+        self.eos_id = self._id("eos_token")
+
+    def _id(self, name: str) -> int | None:
+        text = self.tokenizer.special_tokens.get(name)
+        found: int | None = self.tokenizer.backend.token_to_id(text) if text else None
+        return found
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of `text`; see `EngineText.encode`."""
+        return self.tokenizer.encode(text, add_special_tokens=add_special)
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] | None = None
+    ) -> str:
+        """See `EngineText.render`."""
+        return self.tokenizer.render(messages, tools=tools, add_generation_prompt=True)
+
+    def tokens(self) -> list[str | None]:
+        """See `EngineText.tokens`."""
+        backend = self.tokenizer.backend
+        by_id = {index: token for token, index in backend.get_vocab(True).items()}
+        return [by_id.get(index) for index in range(max(by_id, default=-1) + 1)]
 
 
 def check_room(position: int, count: int, context: int) -> None:

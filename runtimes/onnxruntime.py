@@ -12,7 +12,7 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.errors import MissingExtraError, RuntimeFailure, UnsupportedError
 from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
-from edgeadapt.runtimes.hf_text import HfText, check_room
+from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
 
 _FATAL = 4
@@ -36,6 +36,12 @@ class OnnxruntimeRuntime(Runtime):
         folder = OnnxFolder.open(artifact)
         ort = need("onnxruntime", "running an ONNX model with onnxruntime")
         return OnnxruntimeSession(ort, folder, settings)
+
+    def open_text(self, artifact: Artifact) -> HfEngineText:
+        """The shipped tokenizer.json, which is an app's own business here."""
+        self.version()
+        folder = OnnxFolder.open(artifact)
+        return HfEngineText(folder.tokenizer, folder.stop_ids)
 
     def version(self) -> str:
         """Version of onnxruntime."""

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.artifact import Artifact
-from edgeadapt.errors import MissingExtraError, RuntimeFailure
+from edgeadapt.chat_template import Message
+from edgeadapt.errors import InputError, MissingExtraError, RuntimeFailure
 from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
-from edgeadapt.runtimes.hf_text import HfText, check_room
+from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
 
 _FATAL = 4
@@ -32,12 +33,53 @@ class OrtGenaiRuntime(Runtime):
         og = need("onnxruntime_genai", "running an ONNX model with onnxruntime-genai")
         return OrtGenaiSession(og, folder, settings)
 
+    def open_text(self, artifact: Artifact) -> OrtGenaiText:
+        """The engine's own tokenizer and template renderer."""
+        folder = OnnxFolder.open(artifact)
+        og = need("onnxruntime_genai", "running an ONNX model with onnxruntime-genai")
+        return OrtGenaiText(og, folder)
+
     def version(self) -> str:
         """Version of onnxruntime-genai."""
         try:
             return version("onnxruntime-genai")
         except PackageNotFoundError as error:
             raise MissingExtraError("onnxruntime_genai", "onnx", "this runtime") from error
+
+
+class OrtGenaiText(HfEngineText):
+    """onnxruntime-genai's tokenizer, written anew in C++, as an app calls it.
+
+    It gives no list of its vocabulary: `tokens` is that of the tokenizer.json that it reads.
+    """
+
+    def __init__(self, og: Any, folder: OnnxFolder) -> None:
+        super().__init__(folder.tokenizer, folder.stop_ids)
+        with loading(folder, RuntimeError):
+            self._own = og.Tokenizer(str(folder.path))
+        self.bos_id = int(self._own.bos_token_id)
+        self.stop_ids = frozenset(int(token) for token in self._own.eos_token_ids)
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        """See `EngineText.encode`."""
+        try:
+            self._own.update_options(add_special_tokens="true" if add_special else "false")
+            return [int(token) for token in self._own.encode(text)]
+        except RuntimeError as error:
+            raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] | None = None
+    ) -> str:
+        """See `EngineText.render`."""
+        more = {} if tools is None else {"tools": json.dumps(list(tools), ensure_ascii=False)}
+        try:
+            text: str = self._own.apply_chat_template(
+                json.dumps(list(messages), ensure_ascii=False), add_generation_prompt=True, **more
+            )
+        except RuntimeError as error:  # what its C++ exceptions become
+            raise InputError(f"onnxruntime-genai: {str(error).strip()}") from error
+        return text
 
 
 class OrtGenaiSession(HfText, Session):

@@ -14,7 +14,7 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.errors import CorruptFileError, InputError, MissingExtraError, RuntimeFailure
 from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
-from edgeadapt.runtimes.hf_text import HfText, check_room
+from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.tokenizer import ModelTokenizer
 
 
@@ -44,6 +44,11 @@ class TorchRuntime(Runtime):
         if self.adapter is not None:
             model = _adapted(model, self.adapter)
         return TorchSession(torch, model.eval(), tokenizer, settings)
+
+    def open_text(self, artifact: Artifact) -> HfEngineText:
+        """The folder's tokenizer.json."""
+        tokenizer = ModelTokenizer.from_folder(artifact.path)
+        return HfEngineText(tokenizer, tokenizer.stop_ids)
 
     def version(self) -> str:
         """Version of torch."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.errors import CorruptFileError, InputError, MissingExtraError, RuntimeFailure
 from edgeadapt.runtimes.base import Runtime, SessionSettings
 from edgeadapt.runtimes.llama_cpp import library
 from edgeadapt.runtimes.llama_cpp.session import LlamaCppSession
+from edgeadapt.runtimes.llama_cpp.text import LlamaCppText
 
 _GGML_TYPE_F32 = 0
 _BATCH = 2048
@@ -34,22 +35,7 @@ class LlamaCppRuntime(Runtime):
             MissingExtraError: llama-cpp-python is not installed.
             RuntimeFailure: the library does not load, or has no room for the KV cache.
         """
-        if artifact.format not in self.formats:
-            raise InputError(
-                f"{artifact.path} is {artifact.format}; the llama-cpp runtime loads GGUF files: "
-                "export with --format gguf, or choose another --runtime"
-            )
-        lib = library.library()
-        library.clear_errors()
-        parameters = lib.llama_model_default_params()
-        parameters.n_gpu_layers = 0
-        if lib.llama_supports_mmap():
-            parameters.load_mode = lib.LLAMA_LOAD_MODE_MMAP
-        model = lib.llama_model_load_from_file(str(artifact.path).encode(), parameters)
-        if not model:
-            raise CorruptFileError(
-                f"llama.cpp cannot load {artifact.path}: {library.complaint()}; export it again"
-            )
+        lib, model = _load_model(artifact, vocab_only=False)
         context = lib.llama_init_from_model(model, _context_parameters(settings))
         if not context:
             lib.llama_model_free(model)
@@ -59,12 +45,39 @@ class LlamaCppRuntime(Runtime):
             )
         return LlamaCppSession(lib, model, context, capacity=settings.context)
 
+    def open_text(self, artifact: Artifact) -> LlamaCppText:
+        """llama.cpp's tokenizer; the weights stay unread."""
+        lib, model = _load_model(artifact, vocab_only=True)
+        return LlamaCppText(lib, model, owned=True)
+
     def version(self) -> str:
         """Version of llama-cpp-python."""
         try:
             return version("llama-cpp-python")
         except PackageNotFoundError as error:
             raise MissingExtraError("llama_cpp", "llama-cpp", "running a GGUF file") from error
+
+
+def _load_model(artifact: Artifact, *, vocab_only: bool) -> tuple[Any, Any]:
+    """The library, and a model in it."""
+    if artifact.format not in LlamaCppRuntime.formats:
+        raise InputError(
+            f"{artifact.path} is {artifact.format}; the llama-cpp runtime loads GGUF files: "
+            "export with --format gguf, or choose another --runtime"
+        )
+    lib = library.library()
+    library.clear_errors()
+    parameters = lib.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    parameters.vocab_only = vocab_only
+    if lib.llama_supports_mmap():
+        parameters.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+    model = lib.llama_model_load_from_file(str(artifact.path).encode(), parameters)
+    if not model:
+        raise CorruptFileError(
+            f"llama.cpp cannot load {artifact.path}: {library.complaint()}; export it again"
+        )
+    return lib, model
 
 
 def _context_parameters(settings: SessionSettings) -> object:

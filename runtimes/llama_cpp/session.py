@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from edgeadapt.chat_template import Message, render_chat
+from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError, RuntimeFailure
 from edgeadapt.runtimes.base import Float32Array, Session
 from edgeadapt.runtimes.llama_cpp import library
+from edgeadapt.runtimes.llama_cpp.text import LlamaCppText
 
 _LOGIT_ROWS = 256
 """Positions whose logits are taken at once; at a vocabulary of 128k that is 128 MiB."""
@@ -27,21 +27,20 @@ class LlamaCppSession(Session):
         self._model = model
         self._context = context
         self._capacity = capacity
-        self._vocab = lib.llama_model_get_vocab(model)
+        self._text = LlamaCppText(lib, model)
         self._memory = lib.llama_get_memory(context)
         self._batch_size = int(lib.llama_n_batch(context))
         self._one_token = (lib.llama_token * 1)()
         self._one = lib.llama_batch_get_one(self._one_token, 1)
         self._view: Float32Array | None = None
         self._view_address = 0
-        self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.vocab_size = self._text.vocab_size
         self.position = 0
 
-    @functools.cached_property
+    @property
     def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
         """Ids that llama.cpp counts as end of generation; found on first use, not while loading."""
-        is_end = self._lib.llama_vocab_is_eog
-        return frozenset(t for t in range(self.vocab_size) if is_end(self._vocab, t))
+        return self._text.stop_ids
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, special tokens in it recognised, none added.
@@ -49,26 +48,11 @@ class LlamaCppSession(Session):
         Raises:
             RuntimeFailure: llama.cpp cannot tokenize it.
         """
-        data = text.encode()
-        room = len(data) + 8  # a token covers at least one byte; some vocabularies add a prefix
-        buffer = (self._lib.llama_token * room)()
-        count = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, room, False, True)
-        if count < 0:
-            raise RuntimeFailure(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
-        return list(buffer[:count])
+        return self._text.encode(text, add_special=False)
 
     def token_bytes(self, token: int) -> bytes:
         """UTF-8 bytes that one token stands for; empty for control tokens."""
-        return self._piece(token, special=False)
-
-    def _piece(self, token: int, *, special: bool) -> bytes:
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            count = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count
+        return self._text.piece(token, special=False)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Text of a conversation under the template in `tokenizer.chat_template`.
@@ -76,27 +60,7 @@ class LlamaCppSession(Session):
         Raises:
             InputError: the file carries no template, or it rejects the messages.
         """
-        template = self._lib.llama_model_chat_template(self._model, None)
-        if template is None:
-            raise InputError(
-                "this GGUF file has no chat template (tokenizer.chat_template); "
-                "export it from a folder that has one"
-            )
-        named = {
-            "bos_token": self._lib.llama_vocab_bos(self._vocab),
-            "eos_token": self._lib.llama_vocab_eos(self._vocab),
-        }
-        special = {
-            name: self._piece(token, special=True).decode("utf-8", "replace")
-            for name, token in named.items()
-            if token >= 0
-        }
-        return render_chat(
-            template.decode(),
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            special_tokens=special,
-        )
+        return self._text.render(messages, add_generation_prompt=add_generation_prompt)
 
     def forward(self, ids: Sequence[int]) -> None:
         """Run tokens through the model, extending the KV cache; keeps the last logits.

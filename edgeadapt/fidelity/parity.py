@@ -1,0 +1,344 @@
+"""Whether an artifact makes the same tokens of a conversation as the model it came from.
+
+A fixed set of conversations and texts is rendered and tokenized by the Hugging Face tokenizer of
+the original folder, and by each engine from the shipped files alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.console import log
+from edgeadapt.errors import EdgeAdaptError, GateFailure, MissingExtraError
+from edgeadapt.fidelity import chats
+from edgeadapt.fidelity.gates import Verdict, verdict_record
+from edgeadapt.files import cache_dir, read_json, sha256_file, sha256_json, write_json
+from edgeadapt.runtimes.registry import get_runtime, runtimes_for
+from edgeadapt.tokenizer import TOKENIZER_FILES
+from edgeadapt.worker import run_job
+
+GATE = "parity"
+_VERSION = 1
+"""Of the cases; part of the key under which the original's answers are cached."""
+_SHOWN = 20
+"""Characters of text shown before the place where tokens begin to differ."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One difference, in words."""
+
+    kind: str
+    """`text`, `tokens`, `vocabulary`, `bos`, `eos`, `stop` or `double-bos`."""
+    case: str
+    message: str
+
+    def record(self) -> dict[str, str]:
+        """As JSON."""
+        return {"kind": self.kind, "case": self.case, "message": self.message}
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared, and what differs."""
+
+    cases: int = 0
+    mismatches: dict[str, list[Mismatch]] = field(default_factory=dict)
+    """By runtime, of those that were checked; the artifact's fault."""
+    engine: dict[str, list[Mismatch]] = field(default_factory=dict)
+    """By runtime: what the engine does otherwise with the original's files too."""
+    unchecked: dict[str, str] = field(default_factory=dict)
+    """By runtime: why it was not checked."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether any runtime was compared."""
+        return bool(self.mismatches)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differs that was compared."""
+        return not any(self.mismatches.values())
+
+    def verdict(self) -> Verdict:
+        """The `parity` gate's."""
+        found = [
+            f"{runtime}: {mismatch.message}"
+            for runtime, mismatches in self.mismatches.items()
+            for mismatch in mismatches
+        ]
+        more = f" (and {len(found) - 3} more differences)" if len(found) > 3 else ""
+        note = "; ".join(found[:3]) + more
+        if not self.checked:
+            note = "not checked: " + "; ".join(self.unchecked.values())
+        return Verdict(GATE, None, True, self.passed, note)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "gate": GATE,
+            "checked": self.checked,
+            "passed": self.passed,
+            "cases": self.cases,
+            "mismatches": _records(self.mismatches),
+            "engine_differences": _records(self.engine),
+            "unchecked": self.unchecked,
+        }
+
+    def check(self) -> None:
+        """Stop where the artifact is at fault.
+
+        Raises:
+            GateFailure: tokens, templates or stop tokens differ.
+        """
+        if not self.passed:
+            verdict = self.verdict()
+            raise GateFailure(
+                f"the artifact does not treat text as the original does; {verdict}",
+                verdict_record([verdict]) | {"failures": [str(verdict)], "parity": self.record()},
+            )
+
+
+def _records(found: dict[str, list[Mismatch]]) -> dict[str, list[dict[str, str]]]:
+    return {name: [mismatch.record() for mismatch in many] for name, many in found.items()}
+
+
+def check_parity(
+    artifact: Artifact, model_folder: Path, *, runtimes: Sequence[str] | None = None
+) -> ParityReport:
+    """Compare an artifact's text with the original's, on every engine that is installed.
+
+    Args:
+        artifact: what ships.
+        model_folder: the original's Hugging Face folder: tokenizer and chat template.
+        runtimes: engines to ask; by default all that load the artifact's format.
+
+    Raises:
+        RuntimeFailure: a child process died.
+        InputError: the original's tokenizer cannot be read.
+    """
+    wanted = tuple(runtimes or runtimes_for(artifact.format))
+    unchecked = {name: reason for name in wanted if (reason := _missing(name))}
+    if len(unchecked) == len(wanted):
+        return ParityReport(unchecked=unchecked or {artifact.format: "no runtime loads it"})
+    original = _original(model_folder)
+    if isinstance(original, str):
+        return ParityReport(unchecked=dict.fromkeys(wanted, original))
+    report = ParityReport(len(original["cases"]), unchecked=unchecked)
+    for name in wanted:
+        if name in unchecked:
+            continue
+        found = _ask(artifact, name, original)
+        if found is None:
+            unchecked[name] = f"{name} does not tell what it makes of text"
+            continue
+        mismatches = list(compare(original, found))
+        own = _of_engine(artifact, name, model_folder, original, found) if mismatches else set()
+        report.mismatches[name] = [m for m in mismatches if m.case not in own]
+        report.engine[name] = [m for m in mismatches if m.case in own]
+        if report.engine[name]:
+            log.warning(
+                "%s treats %d of %d texts otherwise than the original, with the original's own "
+                "files too: %s", name, len(report.engine[name]), report.cases,
+                report.engine[name][0].message,
+            )  # fmt: skip
+    return report
+
+
+def _missing(runtime: str) -> str | None:
+    try:
+        get_runtime(runtime).version()
+    except MissingExtraError as error:
+        return str(error)
+    return None
+
+
+def _original(folder: Path) -> dict[str, Any] | str:
+    """The original's answers, from the cache or asked now; or why it cannot be asked."""
+    try:
+        transformers = version("transformers")
+    except PackageNotFoundError:
+        return "transformers, whose tokenizer is the one to compare with, is not installed"
+    files = [*TOKENIZER_FILES, "config.json"]
+    hashes = {name: sha256_file(folder / name) for name in files if (folder / name).is_file()}
+    cases = sha256_file(Path(chats.__file__))
+    key = sha256_json([hashes, transformers, cases, _VERSION])
+    path = cache_dir() / "parity" / f"{key[:24]}.json"
+    if not path.is_file():
+        log.info("asking the original tokenizer")
+        write_json(path, run_job("parity-original", {"folder": str(folder)}))
+    answers: dict[str, Any] = read_json(path)
+    return answers
+
+
+def _ask(artifact: Artifact, runtime: str, original: dict[str, Any]) -> dict[str, Any] | None:
+    payload = {
+        "runtime": runtime,
+        "artifact": str(artifact.path),
+        "format": artifact.format,
+        "quantization": artifact.quantization,
+        "cases": original["cases"],
+    }
+    try:
+        answers = run_job("parity-engine", payload)
+    except EdgeAdaptError as error:
+        failed = {"error": f"{runtime} cannot read the artifact's tokenizer: {error}"}
+        return {"answers": [failed] * len(original["cases"])}
+    return answers if answers["answers"] is not None else None
+
+
+def _of_engine(
+    artifact: Artifact,
+    runtime: str,
+    folder: Path,
+    original: dict[str, Any],
+    found: dict[str, Any],
+) -> set[str]:
+    """Cases that the engine answers in the same way from the original's own files.
+
+    Where an engine reads the original's files as they are, a difference that these show as well
+    is the engine's, and not that of what ships. A GGUF file has no such counterpart.
+    """
+    if artifact.format != "onnx":
+        return set()
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "original"
+        copy.mkdir()
+        for path in artifact.path.iterdir():
+            if path.is_file() and path.name not in TOKENIZER_FILES:
+                (copy / path.name).symlink_to(path.absolute())
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, copy / name)
+        asked = _ask(Artifact(copy, "onnx", artifact.quantization), runtime, original)
+    if asked is None:
+        return set()
+    answers = zip(original["cases"], found["answers"], asked["answers"], strict=True)
+    return {case["name"] for case, shipped, theirs in answers if shipped == theirs}
+
+
+def compare(original: dict[str, Any], found: dict[str, Any]) -> Iterator[Mismatch]:
+    """Every difference between the answers of `run_original` and `run_engine`."""
+    spelled = original["tokens"], found.get("tokens") or original["tokens"]
+    failed = {answer.get("error") for answer in found["answers"]}
+    if len(failed) == 1 and None not in failed and "tokens" not in found:
+        yield Mismatch("tokens", "all", str(failed.pop()))
+        return
+    for case, expected, got in zip(
+        original["cases"], original["answers"], found["answers"], strict=True
+    ):
+        yield from _compare_case(case["name"], expected, got, spelled)
+        if _doubled(got.get("ids"), found["bos_id"]):
+            yield Mismatch(
+                "double-bos", case["name"],
+                f"{case['name']!r} begins with two BOS tokens ({found['bos_id']})",
+            )  # fmt: skip
+    yield from _compare_vocabulary(*spelled)
+    yield from _compare_special(original, found)
+
+
+def _compare_case(
+    name: str,
+    expected: dict[str, Any],
+    got: dict[str, Any],
+    spelled: tuple[list[str | None], list[str | None]],
+) -> Iterator[Mismatch]:
+    if "error" in expected or "error" in got:
+        if ("error" in expected) != ("error" in got):
+            who, why = ("original", expected) if "error" in expected else ("artifact", got)
+            yield Mismatch("text", name, f"only the {who} rejects {name!r}: {why['error']}")
+        return
+    if expected["text"] != got["text"]:
+        place = _first_difference(expected["text"], got["text"])
+        yield Mismatch(
+            "text", name,
+            f"the chat template renders {name!r} otherwise from character {place}: expected "
+            f"{_around(expected['text'], place)}, found {_around(got['text'], place)}",
+        )  # fmt: skip
+        return
+    if expected["ids"] != got["ids"]:
+        place = _first_difference(expected["ids"], got["ids"])
+        yield Mismatch(
+            "tokens", name,
+            f"{name!r} differs at token {place}: expected "
+            f"{_token(expected['ids'], place, spelled[0])}, found "
+            f"{_token(got['ids'], place, spelled[1])}",
+        )  # fmt: skip
+
+
+def _first_difference(left: Sequence[Any], right: Sequence[Any]) -> int:
+    return next(i for i, (a, b) in enumerate(zip_longest(left, right)) if a != b)
+
+
+def _around(text: str, place: int) -> str:
+    return repr(text[max(0, place - _SHOWN) : place + 2 * _SHOWN])
+
+
+def _token(ids: list[int], place: int, spelled: list[str | None]) -> str:
+    if place >= len(ids):
+        return "the end"
+    token = ids[place]
+    return f"{token} ({spelled[token] if token < len(spelled) else None!r})"
+
+
+def _doubled(ids: list[int] | None, bos: int | None) -> bool:
+    return bool(ids) and bos is not None and (ids or [])[:2] == [bos, bos]
+
+
+def _compare_vocabulary(expected: list[str | None], found: list[str | None]) -> Iterator[Mismatch]:
+    """The token of every id that the original has one for."""
+    differing = [
+        (index, want, got)
+        for index, (want, got) in enumerate(zip_longest(expected, found[: len(expected)]))
+        if want is not None and _plain(want) != _plain(got)
+    ]
+    if differing:
+        index, want, got = differing[0]
+        yield Mismatch(
+            "vocabulary", "vocabulary",
+            f"{len(differing)} token ids stand for other tokens, the first is {index}: expected "
+            f"{want!r}, found {got!r}",
+        )  # fmt: skip
+
+
+def _plain(token: str | None) -> str | None:
+    """SentencePiece's sign for a space is written out in GGUF's added tokens."""
+    return None if token is None else token.replace("\u2581", " ")
+
+
+def _compare_special(original: dict[str, Any], found: dict[str, Any]) -> Iterator[Mismatch]:
+    tokens = original["tokens"]
+
+    def told(token: int | None) -> str:
+        known = token is not None and token < len(tokens)
+        return f"{token} ({tokens[token]!r})" if known else str(token)
+
+    for name in ("bos", "eos"):
+        want, got = original[f"{name}_id"], found[f"{name}_id"]
+        if want is not None and want != got:
+            yield Mismatch(
+                name, "special tokens",
+                f"the {name.upper()} token is {told(got)}, expected {told(want)}",
+            )  # fmt: skip
+    stops = set(found["stop_ids"])
+    wanted = set(original["stop_ids"])
+    if original["end_of_turn"] is not None:
+        wanted.add(original["end_of_turn"])
+    if missing := sorted(wanted - stops):
+        yield Mismatch(
+            "stop", "special tokens",
+            f"generation does not end at {', '.join(told(token) for token in missing)}",
+        )  # fmt: skip
+    if wrong := sorted(stops - wanted - set(original["special_ids"])):
+        yield Mismatch(
+            "stop", "special tokens",
+            f"generation ends at {told(wrong[0])}, which the original goes on after",
+        )  # fmt: skip
