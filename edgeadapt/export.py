@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.registry import get_converter
 from edgeadapt.errors import AdapterError, InputError
-from edgeadapt.files import atomic_folder, read_json, write_json
+from edgeadapt.files import atomic_folder, publish, read_json, staged, write_json
 from edgeadapt.safetensors_io import INDEX, SINGLE, SafetensorsSource, write_safetensors
 from edgeadapt.tokenizer import TOKENIZER_FILES
 from edgeadapt.weights import Float32Array, TensorInfo, WeightSource, is_tied
@@ -176,6 +176,7 @@ def export(
     *,
     threads: int | None = None,
     options: GgufOptions | None = None,
+    check: Callable[[Artifact], None] | None = None,
 ) -> Artifact:
     """Convert a model to `format` at `out`, whole or not at all.
 
@@ -186,13 +187,24 @@ def export(
         out: the file or folder to make.
         threads: default all cores.
         options: of the GGUF converter.
+        check: is shown the artifact before it gets its name; if it raises, nothing is left.
 
     Raises:
         InputError: `out` exists, format or quantization are unknown, or the disk lacks room.
         UnsupportedError: the architecture has no place in this format.
     """
     request = _request(model, format, quantization, threads, options)
-    return get_converter(format).convert(request, out)
+    converter = get_converter(format)
+    if check is None or out.exists():  # in the second case the converter says what is wrong
+        return converter.convert(request, out)
+    with staged(out) as place:
+        try:
+            made = converter.convert(request, place)
+        except InputError as error:
+            error.args = (str(error).replace(str(place), str(out)),)
+            raise
+        check(made)
+        return replace(made, path=publish(made.files, out.parent)[0])
 
 
 def plan_export(

@@ -170,6 +170,37 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """Give a path of the same name in a temporary sibling folder, for what is looked at first.
+
+    What `publish` has not moved away from there by the end is removed. What a killed process left
+    behind for the same name is removed first.
+
+    Raises:
+        InputError: `final` exists, or its parent cannot be made.
+    """
+    _free_to_write(final, overwrite=False)
+    _sweep(final)
+    with _partial(final, folder=True) as folder:
+        yield folder / final.name
+
+
+def publish(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Move finished files or folders into `folder`, the first one last, and return their places.
+
+    Raises:
+        InputError: one of the places is taken; nothing was moved.
+    """
+    finals = [folder / path.name for path in paths]
+    for final in finals:
+        _free_to_write(final, overwrite=False)
+    for path, final in reversed(list(zip(paths, finals, strict=True))):
+        path.replace(final)
+    fsync(folder)
+    return finals
+
+
+@contextlib.contextmanager
 def _partial(final: Path, *, folder: bool) -> Iterator[Path]:
     """A new temporary sibling, locked while this process lives, and removed at the end."""
     while True:

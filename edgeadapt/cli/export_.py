@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeadapt.converters.base import ExportPlan
     from edgeadapt.converters.gguf.options import GgufOptions
     from edgeadapt.export import ModelToExport
+    from edgeadapt.fidelity.parity import ParityReport
 
 
 @click.command()
@@ -55,6 +56,11 @@ if TYPE_CHECKING:
 @click.option(
     "--split-max-size", metavar="SIZE", help="Split into files of at most 500M, 2G, ..., for gguf."
 )
+@click.option(
+    "--parity/--no-parity", default=True, show_default=True,
+    help="See that template and tokenizer in it make the original's tokens, on each installed "
+    "runtime; else nothing is written and the exit code is 1.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
 @click.option(
@@ -76,6 +82,7 @@ def command(
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
     split_max_size: str | None,
+    parity: bool,
     dry_run: bool,
     threads: int | None,
     out: Path,
@@ -92,6 +99,7 @@ def command(
     edgeadapt export --base default --format gguf --quant Q4_K_M --out m.gguf
     """
     from edgeadapt.export import export, export_adapter, plan_export
+    from edgeadapt.fidelity.parity import ParityGate
 
     end_when_asked()
     if adapter_mode == "separate":
@@ -126,8 +134,14 @@ def command(
         plan = plan_export(model, format_, quant, out, threads=threads, options=options)
         _report_plan(plan, out, as_json)
         return
-    artifact = export(model, format_, quant, out, threads=threads, options=options)
-    _report(artifact.path, artifact.size_bytes, format_, quant, reason, artifact.lineage, as_json)
+    gate = ParityGate(model.folder)
+    artifact = export(
+        model, format_, quant, out, threads=threads, options=options, check=gate if parity else None
+    )
+    _report(
+        artifact.path, artifact.size_bytes, format_, quant, reason, artifact.lineage, as_json,
+        gate.report,
+    )  # fmt: skip
 
 
 def _choose(model: ModelToExport, device: str, context: int | None) -> tuple[str, str, str]:
@@ -209,6 +223,7 @@ def _report(
     reason: str | None,
     lineage: dict[str, Any],
     as_json: bool,
+    parity: ParityReport | None = None,
 ) -> None:
     if as_json:
         emit_json(
@@ -219,11 +234,15 @@ def _report(
                 "bytes": size,
                 "reason": reason,
                 "lineage": lineage,
+                "parity": parity and parity.record(),
             }
         )
         return
     if reason:
         emit(reason)
     emit(f"{path}: {format} {quant}, {size / 2**20:.1f} MiB")
+    if parity is not None and parity.checked:
+        runtimes = ", ".join(parity.mismatches)
+        emit(f"parity: {parity.cases} texts give the original's tokens on {runtimes}")
     if lineage.get("mode") != "separate":
         emit(f"try it: edgeadapt chat {shlex.quote(str(path))}")

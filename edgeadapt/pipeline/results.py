@@ -11,7 +11,7 @@ from edgeadapt import __version__
 from edgeadapt.artifact import Artifact
 from edgeadapt.export import ModelToExport
 from edgeadapt.files import write_json
-from edgeadapt.pipeline.stages import Adapted, Inputs
+from edgeadapt.pipeline.stages import PARITY, Adapted, Inputs
 from edgeadapt.pipeline.verdicts import failures, judged_record
 from edgeadapt.pipeline.workspace import StageResult
 from edgeadapt.recipe import Recipe
@@ -94,6 +94,7 @@ class Results:
                 "bytes": artifact.size_bytes,
                 "devices": reasons,
                 "lineage": artifact.lineage,
+                "parity": stage.read(PARITY),
                 "perplexity": {},
                 "fidelity": {},
             }

@@ -26,6 +26,7 @@ from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
 from edgeadapt.fidelity.merge_base import MergeChoice, MergeSettings, choose_merge_base
 from edgeadapt.fidelity.metrics import Float64Array
 from edgeadapt.fidelity.models import reference_models
+from edgeadapt.fidelity.parity import ParityGate
 from edgeadapt.fidelity.references import text_hash
 from edgeadapt.fidelity.task import Task, check_task
 from edgeadapt.files import read_json, write_json
@@ -36,6 +37,7 @@ from edgeadapt.runtimes.registry import installed_runtimes
 from edgeadapt.tokenizer import ModelTokenizer
 
 TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+PARITY = "parity.json"
 REFERENCE_TOOLS = ("torch", "transformers")
 EXPORT_TOOLS = {
     "gguf": ("gguf", "llama-cpp-python"),
@@ -228,12 +230,17 @@ def export_stage(
     format: str,
     quantization: str,
 ) -> tuple[Artifact, StageResult]:
-    """Write one artifact."""
+    """Write one artifact, if its text is the original's.
+
+    Raises:
+        GateFailure: it is not.
+    """
     key = {
         "base": inputs.base_sha256,
         "adapter": model.identity,
         "format": format,
         "quantization": quantization,
+        "parity": recipe.gates.parity,
     }
     name = f"{recipe.name}-{quantization}"
     name = f"{name}.gguf" if format == "gguf" else name
@@ -242,7 +249,14 @@ def export_stage(
         path = folder / name
         if path.exists():  # published whole just before an interruption
             return
-        export(source, format, quantization, path)
+        gate = ParityGate(source.folder)
+
+        def check(made: Artifact) -> None:
+            if recipe.gates.parity:
+                gate(made)
+            write_json(folder / PARITY, gate.report.record())
+
+        export(source, format, quantization, path, check=check)
 
     tools = EXPORT_TOOLS.get(format, ())
     result = space.stage(f"export-{format}-{quantization}", key, work, tools=tools)

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeadapt import __version__
 from edgeadapt.console import log
-from edgeadapt.errors import EdgeAdaptError, InputError
+from edgeadapt.errors import EdgeAdaptError, GateFailure, InputError
 from edgeadapt.files import publish_folder, read_json, sha256_json, write_json
 
 RECORD = "stage.json"
@@ -58,7 +58,7 @@ class Workspace:
             tools: packages whose versions count as inputs.
 
         Raises:
-            EdgeAdaptError: as `work`; after an `InputError` nothing new is left of the stage.
+            EdgeAdaptError: as `work`; after an `InputError` or a failed gate nothing new is left of the stage.
         """
         inputs = inputs | {"versions": _versions(tools)}
         key = sha256_json(inputs)[:12]
@@ -79,7 +79,10 @@ class Workspace:
         start = time.monotonic()
         try:
             work(partial)
-        except InputError:  # the same input would fail again, unless it once went further
+        except (
+            InputError,
+            GateFailure,
+        ):  # the same input would fail again, unless it once went further
             if not begun_before:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
