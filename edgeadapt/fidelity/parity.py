@@ -158,7 +158,7 @@ def check_parity(
         if found is None:
             unchecked[name] = f"{name} does not tell what it makes of text"
             continue
-        mismatches = list(compare(original, found))
+        mismatches = [*compare(original, found), *_lost_templates(artifact, model_folder)]
         own = _of_engine(artifact, name, model_folder, original, found) if mismatches else set()
         report.mismatches[name] = [m for m in mismatches if m.case not in own]
         report.engine[name] = [m for m in mismatches if m.case in own]
@@ -243,6 +243,27 @@ def _of_engine(
         return set()
     answers = zip(original["cases"], found["answers"], asked["answers"], strict=True)
     return {case["name"] for case, shipped, theirs in answers if shipped == theirs}
+
+
+def _lost_templates(artifact: Artifact, folder: Path) -> Iterator[Mismatch]:
+    """Places where the original keeps its chat template, and what ships does not.
+
+    An engine reads one of them, an app's own library perhaps the other.
+    """
+    if artifact.path.is_dir():
+        for name in sorted(_template_places(folder) - _template_places(artifact.path)):
+            yield Mismatch(
+                "text", "template files", f"{name} has no chat template, as the original's has"
+            )
+
+
+def _template_places(folder: Path) -> set[str]:
+    path = folder / "tokenizer_config.json"
+    record = read_json(path) if path.is_file() else {}
+    places = {path.name} if record.get("chat_template") else set()
+    if (folder / "chat_template.jinja").is_file():
+        places.add("chat_template.jinja")
+    return places
 
 
 def compare(original: dict[str, Any], found: dict[str, Any]) -> Iterator[Mismatch]:

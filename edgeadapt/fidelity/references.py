@@ -126,7 +126,8 @@ def _compute(
     identity: dict[str, Any],
     threads: int,
 ) -> None:
-    title = f"reference of the {model.state} model (torch)"
+    onto = " onto the quantized base" if model.onto == "quantized" else ""
+    title = f"reference of the {model.state} model{onto} (torch)"
     with atomic_folder(folder, overwrite=True) as partial:
         payload = {
             "runtime": "torch",

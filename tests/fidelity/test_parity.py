@@ -17,7 +17,7 @@ from edgeadapt.cli import cli
 from edgeadapt.errors import GateFailure
 from edgeadapt.export import export, open_model
 from edgeadapt.fidelity.parity import ParityGate, ParityReport, check_parity
-from tests.converters.gguf.test_vocab import bpe_record, model_with, unigram_record
+from tests.converters.gguf.test_vocab import bpe_record, model_with
 from tests.onnx_folders import exported
 
 pytest.importorskip("llama_cpp")
@@ -50,13 +50,19 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def no_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
     edit(folder / "tokenizer_config.json", lambda record: record.pop("chat_template"))
 
 
 def bos_twice_in_template(folder: Path) -> None:
-    def change(record: Any) -> None:
-        record["chat_template"] = "{{ bos_token }}" + record["chat_template"]
+    doubled = "{{ bos_token }}"
 
+    def change(record: Any) -> None:
+        record["chat_template"] = doubled + record["chat_template"]
+
+    beside = folder / "chat_template.jinja"  # where ONNX's builder has put a copy
+    if beside.is_file():
+        beside.write_text(doubled + beside.read_text())
     edit(folder / "tokenizer_config.json", change)
 
 
@@ -183,12 +189,9 @@ def test_a_fault_in_an_onnx_folder_is_found(
     assert kinds(report, "ort-genai")
 
 
-@pytest.mark.parametrize("record", [bpe_record, unigram_record])
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_sentencepiece_with_bos_in_the_template(
-    record: Callable[[], dict[str, Any]], adds_bos: bool, tmp_path: Path
-) -> None:
-    made = record()
+def test_sentencepiece_with_bos_in_the_template(adds_bos: bool, tmp_path: Path) -> None:
+    made = bpe_record()
     if adds_bos:
         begins = {"SpecialToken": {"id": "<s>", "type_id": 0}}
         text = {"Sequence": {"id": "A", "type_id": 0}}
