@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import resolve_base
 from edgeadapt.data.source import resolve_data
@@ -18,6 +19,7 @@ from edgeadapt.export import MergeBase, open_model
 from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
 from edgeadapt.fidelity.gates import Gates
 from edgeadapt.fidelity.models import reference_models
+from edgeadapt.fidelity.parity import check_parity
 from edgeadapt.fidelity.task import Task, check_task
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import read_json
@@ -170,10 +172,15 @@ def evaluate_artifacts(
     artifacts = [open_artifact(path) for path in paths]
     plans = [(artifact, _runtimes(artifact, settings.runtime)) for artifact in artifacts]
     source = open_model(str(subject.trained or subject.base)).source
+    texts = subject.trained or subject.base
+    if subject.adapter is not None:
+        texts = folder_with_texts(texts, [subject.adapter])
     yardstick = yardstick_of(subject, settings)
     entries = []
     for artifact, runtimes in plans:
         entry = _entry(artifact, subject, settings)
+        parity = check_parity(artifact, texts, runtimes=runtimes) if subject.gates.parity else None
+        entry["parity"] = parity and parity.record()
         for runtime in runtimes:
             figures = evaluate(
                 artifact, runtime, yardstick, threads=settings.threads,
@@ -181,8 +188,9 @@ def evaluate_artifacts(
                 with_quantized_base=settings.quantized_base, others=runtimes,
             )  # fmt: skip
             entry["fidelity"][runtime] = judged_record(
-                artifact, figures, subject.gates, source, entry["devices"]
-            )
+                artifact, figures, subject.gates, source, entry["devices"],
+                [parity.of(runtime).verdict()] if parity else [],
+            )  # fmt: skip
         entries.append(entry)
     found = failures(entries)
     judged = [figures for entry in entries for figures in entry["fidelity"].values()]

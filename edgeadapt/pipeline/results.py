@@ -10,6 +10,7 @@ from typing import Any
 from edgeadapt import __version__
 from edgeadapt.artifact import Artifact
 from edgeadapt.export import ModelToExport
+from edgeadapt.fidelity.gates import Verdict
 from edgeadapt.files import write_json
 from edgeadapt.pipeline.stages import PARITY, Adapted, Inputs
 from edgeadapt.pipeline.verdicts import failures, judged_record
@@ -117,13 +118,21 @@ class Results:
             "gain_kept": self._gain_kept(perplexity),
         }
         judged = judged_record(
-            evaluated.artifact, figures, self._gates, model.source, tuple(entry["devices"])
-        )
+            evaluated.artifact, figures, self._gates, model.source, tuple(entry["devices"]),
+            self._parity(entry["parity"]),
+        )  # fmt: skip
         entry["fidelity"][evaluated.runtime] = judged
         label = f"{evaluated.artifact.quantization} on {evaluated.runtime}"
         for row, answer in zip(self._document["samples"], stage.read("answers.json"), strict=True):
             row["answers"][label] = answer["answer"]
         self._add_stage("evaluate", stage)
+
+    def _parity(self, record: dict[str, Any]) -> list[Verdict]:
+        """The gate's verdict; had it failed, there would be no artifact."""
+        if not self._gates.parity:
+            return []
+        note = "" if record["checked"] else "not checked"
+        return [Verdict(record["gate"], None, True, passed=True, note=note)]
 
     def add_measurement(self, stage: StageResult) -> None:
         """Latency and memory of one artifact on one runtime."""

@@ -34,6 +34,9 @@ def verdict(document: dict[str, Any]) -> list[str]:
             f"{subject} held-out perplexity from {figures['base']['perplexity']:.1f} to "
             f"{adapted['perplexity']:.1f}, {100 * figures['reduction']:.0f}% lower."
         )
+    merge = document.get("merge")
+    if merge and merge["measured"]:
+        lines.append(f"Merged onto the {merge['onto']} base: {merge['reason']}.")
     kept = [row for row in figures["artifacts"] if row["gain_kept"] is not None]
     for row in kept:
         lines.append(

@@ -63,6 +63,19 @@ def test_the_killed_run_ends_with_all_its_steps(run: Path) -> None:
     assert names == []
 
 
+def test_the_merge_base_was_measured(run: Path) -> None:
+    document = json.loads((run / "runs/small/run.json").read_text())
+    merge = document["merge"]
+    figures = merge["measured"]
+    perplexity = {name: figures[name]["perplexity"]["value"] for name in ("original", "quantized")}
+    assert merge["onto"] == min(perplexity, key=lambda name: perplexity[name])
+    assert figures["quantized"]["mean_kl"]["value"] < 1e-5  # it is the live model
+    live = document["adapter"]["held_out"]["after"]["perplexity"]
+    assert abs(figures["live"]["perplexity"]["value"] / live - 1) < 1e-3
+    lineage = document["artifacts"][0]["lineage"]["merge"]
+    assert lineage["measured"] == figures
+
+
 def test_running_again_does_nothing(run: Path) -> None:
     again = edgeadapt("run", "small.yaml", "--json", folder=run, timeout=300)
     assert again.returncode == 0, again.stderr
@@ -80,11 +93,15 @@ def test_the_adapter_is_a_plain_peft_folder(run: Path) -> None:
 def test_export_merge_and_chat_with_what_was_trained(run: Path, tmp_path: Path) -> None:
     document = json.loads((run / "runs/small/run.json").read_text())
     adapter = document["adapter"]["path"]
+    merge = document["merge"]
     exported = edgeadapt(
-        "export", "--base", "default", "--adapter", adapter, "--format", "gguf",
-        "--quant", "Q4_K_M", "--out", tmp_path / "m.gguf", folder=tmp_path, timeout=300,
+        "export", "--base", "default", "--adapter", adapter, "--format", "gguf", "--merge-onto",
+        merge["onto"], "--quant", "Q4_K_M", "--out", tmp_path / "m.gguf", "--json",
+        folder=tmp_path, timeout=300,
     )  # fmt: skip
     assert exported.returncode == 0, exported.stderr
+    parity = json.loads(exported.stdout)["parity"]
+    assert parity["passed"] and parity["cases"] > 500
     artifact = Path(document["artifacts"][0]["path"])
     assert tensor_bytes(tmp_path / "m.gguf") == tensor_bytes(artifact)
     merged = edgeadapt(
