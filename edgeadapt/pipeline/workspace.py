@@ -58,7 +58,8 @@ class Workspace:
             tools: packages whose versions count as inputs.
 
         Raises:
-            EdgeAdaptError: as `work`; after an `InputError` or a failed gate nothing new is left of the stage.
+            EdgeAdaptError: as `work`; after an `InputError` or a failed gate nothing new is left of
+                the stage.
         """
         inputs = inputs | {"versions": _versions(tools)}
         key = sha256_json(inputs)[:12]

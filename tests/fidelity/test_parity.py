@@ -234,3 +234,20 @@ def test_without_an_engine_it_says_that_nothing_was_checked(tiny_model: Path) ->
     report = check_parity(Artifact(tiny_model, "unheard-of", "x"), tiny_model)
     assert not report.checked
     assert "not checked" in report.verdict().note
+
+
+def test_evaluate_names_the_gate(tiny_model: Path, tmp_path: Path) -> None:
+    model = replace(open_model(str(tiny_model)), folder=broken(tiny_model, no_template, tmp_path))
+    export(model, "gguf", "F32", tmp_path / "bad.gguf")
+    rows = [{"prompt": f"What is {i}?", "completion": f"{i} dogs."} for i in range(3)]
+    (tmp_path / "held.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = [
+        "evaluate", str(tmp_path / "bad.gguf"), "--base", str(tiny_model),
+        "--data", str(tmp_path / "held.jsonl"), "--json",
+    ]  # fmt: skip
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1, result.stderr
+    document = json.loads(result.stdout)
+    assert document["failed_gates"] == ["parity"]
+    assert not document["artifacts"][0]["parity"]["passed"]
+    assert "chat template" in result.stderr
