@@ -159,7 +159,7 @@ class EngineText(abc.ABC):
     def tokens(self) -> list[str | None]:
         """The vocabulary as the files spell it, by id; None where an id has no token."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to free
         """Free what the engine holds; nothing, unless it says otherwise."""
 
 

@@ -13,6 +13,7 @@ from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
+    from edgeadapt.export import MergeBase
     from edgeadapt.fidelity.task import Task
     from edgeadapt.pipeline.evaluation import Subject
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 @click.option("--reference", metavar="RUN", type=Path, help="Folder of a run, such as runs/demo.")
 @click.option("--base", metavar="B", help="In place of a run: what the artifacts were made from.")
 @click.option("--adapter", metavar="DIR", type=Path, help="With --base: the adapter in them.")
+@click.option(
+    "--merge-onto", type=click.Choice(["original", "quantized"]),
+    help="What the adapter in them was merged onto. Default: as in the run, else original.",
+)  # fmt: skip
+@click.option("--trained-on", metavar="FORMAT", help="As of export: nf4, nf4-double, ...")
 @click.option("--data", metavar="D", help="Held-out data, or a .txt file. Default: the run's.")
 @click.option("--examples", type=click.IntRange(1), help="Most examples or windows to score.")
 @click.option("--max-tokens", type=click.IntRange(2), help="Cut longer examples. Default: 512.")
@@ -57,6 +63,8 @@ def command(
     reference: Path | None,
     base: str | None,
     adapter: Path | None,
+    merge_onto: MergeBase | None,
+    trained_on: str | None,
     data: str | None,
     examples: int | None,
     max_tokens: int | None,
@@ -94,6 +102,8 @@ def command(
     subject = _subject(reference, base, adapter, data)
     subject = replace(
         subject,
+        onto=merge_onto or subject.onto,
+        trained_on=trained_on or subject.trained_on,
         examples=examples or subject.examples,
         max_tokens=max_tokens or subject.max_tokens,
         gates=change_gates(subject.gates, parse_assignments(gates, option="--gate")),
