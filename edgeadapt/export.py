@@ -236,10 +236,12 @@ def _request(
     options = options or GgufOptions()
     if format != "gguf" and options != GgufOptions():
         raise InputError(
-            "an importance matrix, --tensor-type and --split-max-size are for --format gguf; "
-            f"{format} has none of these"
+            "an importance matrix, --tensor-type, --max-size and --split-max-size are for --format "
+            f"gguf; {format} has none of these"
         )
     lineage = model.lineage | {"format": format, "quantization": quantization}
+    if options.allocation is not None:
+        lineage |= {"quantization": options.label, "allocation": dict(options.allocation)}
     if options.importance is not None:
         imatrix = options.importance
         lineage["imatrix"] = {

@@ -66,7 +66,8 @@ class GgufConverter(Converter):
             progress(f"writing {out.name}", files.data_bytes) as advance,
         ):
             write_parts(files.parts, partials, request.source, request.threads, advance)
-        return Artifact(files.paths[0], self.format, request.quantization, request.lineage)
+        quantization = request.gguf.label or request.quantization
+        return Artifact(files.paths[0], self.format, quantization, request.lineage)
 
 
 def lay_out(request: ConversionRequest, out: Path) -> Layout:

@@ -23,6 +23,19 @@ from edgeadapt.weights import Float32Array
 _LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 
 
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h, up to the function that is called here."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
 @functools.cache
 def _ggml() -> ctypes.CDLL:
     spec = importlib.util.find_spec("llama_cpp")
@@ -42,6 +55,8 @@ def _ggml() -> ctypes.CDLL:
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, pointer, pointer, *[ctypes.c_int64] * 3, pointer,
     ]  # fmt: skip
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
     library.ggml_validate_row_data.restype = ctypes.c_bool
     library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
     return library
@@ -89,6 +104,25 @@ def quantize_rows(
             "choose another quantization"
         )
     return out
+
+
+def dequantize_rows(
+    data: npt.NDArray[np.uint8], kind: GGMLQuantizationType, columns: int
+) -> Float32Array:
+    """What ggml reads out of its blocks, shape (rows, columns). Releases the GIL.
+
+    Args:
+        data: whole rows as `quantize_rows` makes them.
+        kind: their type.
+        columns: values in a row.
+    """
+    rows = np.empty((data.size // row_bytes(kind, columns), columns), dtype=np.float32)
+    if kind == GGMLQuantizationType.F32:  # the one type that has no such function
+        rows[:] = data.view(np.float32).reshape(rows.shape)
+    else:
+        traits = _ggml().ggml_get_type_traits(int(kind)).contents
+        traits.to_float(data.ctypes.data, rows.ctypes.data, rows.size)
+    return rows
 
 
 def _check_finite(rows: Float32Array) -> None:

@@ -44,4 +44,8 @@ def describe(path: Path) -> Artifact:
         except ValueError as error:
             raise CorruptFileError(f"{path}: {LINEAGE} is not JSON") from error
     quantization = name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    return Artifact(path, "gguf", quantization, lineage if isinstance(lineage, dict) else {})
+    if not isinstance(lineage, dict):
+        lineage = {}
+    if "allocation" in lineage:  # a file type has no number for types chosen one by one
+        quantization = str(lineage.get("quantization", quantization))
+    return Artifact(path, "gguf", quantization, lineage)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeadapt.errors import InputError
 
@@ -26,6 +27,13 @@ class GgufOptions:
     """(regular expression, type): the first that is found in a tensor's name decides."""
     split_max_bytes: int = 0
     """Tensor data in one file; 0 for a single file."""
+    allocation: Mapping[str, Any] | None = None
+    """How `tensor_types` were chosen for a size, as JSON; recorded in the file."""
+
+    @property
+    def label(self) -> str | None:
+        """What such a choice calls itself in place of a quantization: `mixed-80MiB`."""
+        return f"mixed-{self.allocation['max_size']}" if self.allocation else None
 
 
 def parse_tensor_type(text: str) -> tuple[str, GGMLQuantizationType]:

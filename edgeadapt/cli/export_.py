@@ -19,6 +19,7 @@ from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
+    from edgeadapt.allocation.allocation import Allocation
     from edgeadapt.converters.base import ExportPlan
     from edgeadapt.converters.gguf.options import GgufOptions
     from edgeadapt.export import ModelToExport
@@ -54,6 +55,12 @@ if TYPE_CHECKING:
     "such as ffn_down=Q6_K; the first that matches wins.",
 )
 @click.option(
+    "--max-size",
+    metavar="SIZE",
+    help="Most that the file may take, such as 80MiB: each tensor gets the type that loses least "
+    "on the data of --calibrate. In place of --quant, for gguf.",
+)
+@click.option(
     "--split-max-size", metavar="SIZE", help="Split into files of at most 500M, 2G, ..., for gguf."
 )
 @click.option(
@@ -81,6 +88,7 @@ def command(
     calibrate: str | None,
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
+    max_size: str | None,
     split_max_size: str | None,
     parity: bool,
     dry_run: bool,
@@ -91,12 +99,15 @@ def command(
     """Write an artifact that a runtime loads, in one pass from base and adapter.
 
     Name the device, and its profile picks format and quantization; or pick
-    them yourself with --format and --quant.
+    them yourself with --format and --quant; or say how large the file may be
+    with --max-size, and the types are chosen by what they cost on your data.
 
     \b
     edgeadapt export --base default --adapter runs/a \\
         --device raspberry-pi-5 --out model.gguf
     edgeadapt export --base default --format gguf --quant Q4_K_M --out m.gguf
+    edgeadapt export --base default --format gguf --max-size 80MiB \\
+        --calibrate chats.jsonl --out m.gguf
     """
     from edgeadapt.export import export, export_adapter, plan_export
     from edgeadapt.fidelity.parity import ParityGate
@@ -107,10 +118,10 @@ def command(
             raise InputError("--adapter-mode separate needs --format gguf, and no --device")
         if not adapter:
             raise InputError("--adapter-mode separate needs an adapter: give --adapter")
-        if calibrate or imatrix or tensor_types or split_max_size or dry_run:
+        if calibrate or imatrix or tensor_types or max_size or split_max_size or dry_run:
             raise InputError(
                 "--adapter-mode separate writes the adapter alone: --calibrate, --imatrix, "
-                "--tensor-type, --split-max-size and --dry-run are for whole models"
+                "--tensor-type, --max-size, --split-max-size and --dry-run are for whole models"
             )
         made = export_adapter(
             base, adapter, format_, quant, out, revision=revision, any_base=any_base
@@ -121,27 +132,74 @@ def command(
         return
     if (device is None) == (format_ is None):
         raise InputError("give either --device NAME, or --format and --quant")
-    if format_ is not None and quant is None:
+    if max_size is not None:
+        _check_max_size(format_, quant, calibrate, imatrix, tensor_types)
+    elif format_ is not None and quant is None:
         raise InputError(f"give --quant too: which {format_} quantization to write")
     model = merging.open(base, adapter, revision, any_base)
     reason = None
     if device is not None:
         format_, chosen, reason = _choose(model, device, context)
         quant = quant or chosen
+    allocation = None
+    if max_size is not None:
+        allocation = _allocate(model, calibrate, max_size, split_max_size, threads, out)
+        quant, options = allocation.mix, allocation.options()
+    else:
+        options = _options(model, calibrate, imatrix, tensor_types, split_max_size, dry_run)
     assert format_ is not None and quant is not None
-    options = _options(model, calibrate, imatrix, tensor_types, split_max_size, dry_run)
     if dry_run:
         plan = plan_export(model, format_, quant, out, threads=threads, options=options)
-        _report_plan(plan, out, as_json)
+        _report_plan(plan, out, as_json, allocation)
         return
     gate = ParityGate(model.folder)
     artifact = export(
         model, format_, quant, out, threads=threads, options=options, check=gate if parity else None
     )
     _report(
-        artifact.path, artifact.size_bytes, format_, quant, reason, artifact.lineage, as_json,
-        gate.report,
+        artifact.path, artifact.size_bytes, format_, artifact.quantization, reason,
+        artifact.lineage, as_json, allocation, gate.report,
     )  # fmt: skip
+
+
+def _check_max_size(
+    format_: str | None,
+    quant: str | None,
+    calibrate: str | None,
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+) -> None:
+    if format_ != "gguf":
+        raise InputError("--max-size is for --format gguf, and takes no --device: give its budget")
+    if quant or imatrix or tensor_types:
+        raise InputError(
+            "--max-size chooses every type by itself, and weighs by --calibrate: leave --quant, "
+            "--imatrix and --tensor-type out"
+        )
+    if calibrate is None:
+        raise InputError(
+            "--max-size measures what each type costs: give --calibrate DATA, what the model will "
+            "be used on (a dataset, a .txt file, or `python-docs`)"
+        )
+
+
+def _allocate(
+    model: ModelToExport,
+    calibrate: str | None,
+    max_size: str,
+    split_max_size: str | None,
+    threads: int | None,
+    out: Path,
+) -> Allocation:
+    from edgeadapt.allocation.allocate import allocate
+    from edgeadapt.converters.gguf.options import parse_size
+    from edgeadapt.data.source import resolve_data
+
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another --out, or remove it first")
+    split = parse_size(split_max_size) if split_max_size else 0
+    data = resolve_data(calibrate or "")[0]
+    return allocate(model, data, max_size, threads=threads, split_max_bytes=split)
 
 
 def _choose(model: ModelToExport, device: str, context: int | None) -> tuple[str, str, str]:
@@ -188,7 +246,7 @@ def _options(
     )
 
 
-def _report_plan(plan: ExportPlan, out: Path, as_json: bool) -> None:
+def _report_plan(plan: ExportPlan, out: Path, as_json: bool, allocation: Allocation | None) -> None:
     from edgeadapt.files import free_bytes
 
     free = free_bytes(out)
@@ -197,6 +255,7 @@ def _report_plan(plan: ExportPlan, out: Path, as_json: bool) -> None:
             {
                 "format": plan.format,
                 "quantization": plan.quantization,
+                "allocation": allocation.document() if allocation else None,
                 "exact": plan.exact,
                 "files": plan.files,
                 "output_bytes": plan.output,
@@ -207,6 +266,8 @@ def _report_plan(plan: ExportPlan, out: Path, as_json: bool) -> None:
             }
         )
         return
+    if allocation is not None:
+        emit(allocation.table())
     about = "" if plan.exact else "about "
     for name, size in plan.files.items():
         emit(f"{name}: {about}{size:,} bytes ({size / 2**20:.1f} MiB)")
@@ -223,6 +284,7 @@ def _report(
     reason: str | None,
     lineage: dict[str, Any],
     as_json: bool,
+    allocation: Allocation | None = None,
     parity: ParityReport | None = None,
 ) -> None:
     if as_json:
@@ -233,6 +295,7 @@ def _report(
                 "quantization": quant,
                 "bytes": size,
                 "reason": reason,
+                "allocation": allocation.document() if allocation else None,
                 "lineage": lineage,
                 "parity": parity and parity.record(),
             }
@@ -240,6 +303,8 @@ def _report(
         return
     if reason:
         emit(reason)
+    if allocation is not None:
+        emit(allocation.table())
     emit(f"{path}: {format} {quant}, {size / 2**20:.1f} MiB")
     if parity is not None and parity.checked:
         runtimes = ", ".join(parity.mismatches)

@@ -1,0 +1,1 @@
+"""Choosing each tensor's type so that a file of a given size loses least."""
