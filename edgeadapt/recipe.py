@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from edgeadapt.allocation.budget import parse_max_size
 from edgeadapt.errors import InputError
 from edgeadapt.fidelity.gates import Gates
 from edgeadapt.training.settings import TrainSettings
@@ -27,18 +28,29 @@ class DataSection(_Section):
 
 
 class ExportSection(_Section):
-    """One artifact: for a device, or of a format and quantization."""
+    """One artifact: for a device, or of a format and quantization, or of a format and a size."""
 
     device: str | None = Field(None, description="a profile's name, or a YAML file")
     format: str | None = Field(None, description="gguf or onnx")
     quantization: str | None = Field(None, description="as --quant")
+    max_size: str | None = Field(
+        None, description="as --max-size, such as 80MiB: types chosen by their effect on data.train"
+    )
 
     @model_validator(mode="after")
     def _device_or_format(self) -> Self:
-        if self.device is None and (self.format is None or self.quantization is None):
-            raise ValueError("give device, or format and quantization")
-        if self.device is not None and (self.format or self.quantization):
-            raise ValueError("give device, or format and quantization, not both")
+        how = [self.quantization, self.max_size]
+        if self.device is None and (self.format is None or how.count(None) != 1):
+            raise ValueError("give device, or format and one of quantization and max_size")
+        if self.device is not None and (self.format or self.quantization or self.max_size):
+            raise ValueError("give device, or format and quantization or max_size, not both")
+        if self.max_size is not None:
+            if self.format != "gguf":
+                raise ValueError("max_size is for format gguf")
+            try:
+                parse_max_size(self.max_size)
+            except InputError as error:
+                raise ValueError(str(error)) from error
         return self
 
 
@@ -108,6 +120,8 @@ class Recipe(_Section):
             raise ValueError("train needs data.train")
         if self.gates.min_task_metric is not None and self.evaluate.task is None:
             raise ValueError("gates.min_task_metric needs evaluate.task")
+        if self.data.train is None and any(wish.max_size for wish in self.export):
+            raise ValueError("export.max_size needs data.train: what each type costs is measured")
         if self.train is not None and self.train.method == "prefix":
             raise ValueError(
                 "train.method prefix changes no weight, so nothing could be exported; use another "

@@ -60,30 +60,46 @@ def allocate(
         UnsupportedError: llama.cpp or transformers does not know the model.
         MissingExtraError: torch or transformers are not installed.
     """
-    max_bytes = parse_max_size(max_size)
     threads = threads or len(os.sched_getaffinity(0))
-    matrices = find_matrices(family_of(model.source.config).plan(model.source))
-    draft = Allocation(
-        label=max_size.replace(" ", ""),
-        max_bytes=max_bytes,
-        file_bytes=0,
-        matrices=tuple(matrices),
-        types={matrix.name: T.F16 for matrix in matrices},
-        data={"name": data.name, "sha256": data_hash(data)},
-        split_max_bytes=split_max_bytes,
-    )
-    draft = _sized(model, draft)
-    if draft.file_bytes <= max_bytes:
+    draft = _draft(model, data, max_size, split_max_bytes)
+    if draft.file_bytes <= draft.max_bytes:
         log.info("all of the model fits as F16, so there is nothing to weigh")
         return draft
     smallest = _smallest(model, draft, data)
     for module in ("torch", "transformers"):
         need(module, "measuring what rounding costs, for --max-size,")
     loaded = functools.cache(lambda: load_model(model.source))
-    sensitivity = measured_sensitivity(model, matrices, data, loaded, threads)
+    sensitivity = measured_sensitivity(model, draft.matrices, data, loaded, threads)
     _tell_grid(sensitivity)
     chosen = _fit(model, smallest, sensitivity)
     return replace(chosen, measured_kl=_measure(model, chosen, data, loaded(), threads))
+
+
+def check_max_size(model: ModelToExport, data: Path, max_size: str) -> None:
+    """See that a file of this size is possible, before anything is measured.
+
+    Raises:
+        InputError: even the smallest types need more.
+        UnsupportedError: llama.cpp does not know the model.
+    """
+    draft = _draft(model, data, max_size)
+    if draft.file_bytes > draft.max_bytes:
+        _smallest(model, draft, data)
+
+
+def _draft(model: ModelToExport, data: Path, max_size: str, split_max_bytes: int = 0) -> Allocation:
+    """All matrices as F16."""
+    matrices = find_matrices(family_of(model.source.config).plan(model.source))
+    draft = Allocation(
+        label="".join(max_size.split()),
+        max_bytes=parse_max_size(max_size),
+        file_bytes=0,
+        matrices=tuple(matrices),
+        types={matrix.name: T.F16 for matrix in matrices},
+        data={"name": data.name, "sha256": data_hash(data)},
+        split_max_bytes=split_max_bytes,
+    )
+    return _sized(model, draft)
 
 
 def _smallest(model: ModelToExport, draft: Allocation, data: Path) -> Allocation:

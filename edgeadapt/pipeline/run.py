@@ -27,6 +27,8 @@ class Target:
     format: str
     quantization: str
     reasons: dict[str, str] = field(default_factory=dict)
+    max_size: str | None = None
+    """In place of a named quantization; `quantization` then says the same."""
 
 
 def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
@@ -45,6 +47,7 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
     # Training changes no shape, so what will be exported is known, and checked, before it.
     untrained = open_model(recipe.base, inputs.adapter, revision=recipe.revision)
     targets = plan_targets(recipe, untrained)
+    _check_sizes(targets, untrained, inputs)
     held_out = stages.held_out_sequences(recipe, inputs)
     stages.find_task(recipe, inputs)
     with locked(root):
@@ -60,8 +63,9 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
         results.add_reference(reference)
         for target in targets:
             artifact, done = stages.export_stage(
-                space, recipe, inputs, model, source, target.format, target.quantization
-            )
+                space, recipe, inputs, model, source, target.format, target.quantization,
+                max_size=target.max_size,
+            )  # fmt: skip
             results.add_artifact(artifact, target.reasons, done)
             for runtime in installed_runtimes(artifact.format):
                 evaluated = stages.evaluate_stage(
@@ -102,8 +106,14 @@ def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
             log.info("%s", choice.reason)
         else:
             format, quantization = str(wish.format), str(wish.quantization)
-        _check_target(format, quantization)
-        target = targets.setdefault((format, quantization), Target(format, quantization))
+        if wish.max_size is not None:
+            quantization = "mixed-" + "".join(wish.max_size.split())
+            installed_runtimes(format)
+        else:
+            _check_target(format, quantization)
+        target = targets.setdefault(
+            (format, quantization), Target(format, quantization, max_size=wish.max_size)
+        )
         target.reasons.update(reasons)
     return list(targets.values())
 
@@ -117,6 +127,14 @@ def _check_target(format: str, quantization: str) -> None:
             f"{format} has no quantization {quantization!r}; choose one of {', '.join(known)}"
         )
     installed_runtimes(format)
+
+
+def _check_sizes(targets: list[Target], source: ModelToExport, inputs: Inputs) -> None:
+    for target in targets:
+        if target.max_size is not None and inputs.train_data is not None:
+            from edgeadapt.allocation.allocate import check_max_size
+
+            check_max_size(source, inputs.train_data, target.max_size)
 
 
 def _adapt(space: Workspace, recipe: Recipe, inputs: Inputs, results: Results) -> Adapted:

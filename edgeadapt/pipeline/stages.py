@@ -229,11 +229,15 @@ def export_stage(
     source: ModelToExport,
     format: str,
     quantization: str,
+    *,
+    max_size: str | None = None,
 ) -> tuple[Artifact, StageResult]:
     """Write one artifact, if its text is the original's.
 
+    With `max_size` its types are chosen for it.
+
     Raises:
-        GateFailure: it is not.
+        GateFailure: the text is not.
     """
     key = {
         "base": inputs.base_sha256,
@@ -242,6 +246,8 @@ def export_stage(
         "quantization": quantization,
         "parity": recipe.gates.parity,
     }
+    if max_size is not None and inputs.train_data is not None:
+        key["calibration"] = data_hash(inputs.train_data)
     name = f"{recipe.name}-{quantization}"
     name = f"{name}.gguf" if format == "gguf" else name
 
@@ -256,9 +262,18 @@ def export_stage(
                 gate(made)
             write_json(folder / PARITY, gate.report.record())
 
-        export(source, format, quantization, path, check=check)
+        if max_size is None or inputs.train_data is None:
+            export(source, format, quantization, path, check=check)
+            return
+        from edgeadapt.allocation.allocate import allocate
+
+        chosen = allocate(source, inputs.train_data, max_size)
+        export(source, format, chosen.mix, path, options=chosen.options(), check=check)
+        write_json(folder / "allocation.json", chosen.document())
 
     tools = EXPORT_TOOLS.get(format, ())
+    if max_size is not None:
+        tools += REFERENCE_TOOLS
     result = space.stage(f"export-{format}-{quantization}", key, work, tools=tools)
     return open_artifact(result.folder / name), result
 
