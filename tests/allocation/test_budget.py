@@ -9,8 +9,9 @@ from edgeadapt.errors import InputError
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("80MiB", 80 << 20), ("79.5 MiB", int(79.5 * 2**20)), ("1gib", 1 << 30), ("500M", 500 * 10**6),
-        ("2GB", 2 * 10**9), ("12345", 12345), ("12345B", 12345), ("3KiB", 3072),
+        ("80MiB", 80 << 20), ("79.5 MiB", int(79.5 * 2**20)), ("1gib", 1 << 30),
+        ("500M", 500 * 10**6), ("2GB", 2 * 10**9), ("12345", 12345),
+        ("12345B", 12345), ("3KiB", 3072),
     ],
 )  # fmt: skip
 def test_sizes(text: str, size: int) -> None:

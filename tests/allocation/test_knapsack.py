@@ -46,7 +46,7 @@ def test_a_coarse_table_still_fits_and_leaves_no_improvement(
     if taken is None:
         assert sum(min(o.size for o in options) for options in items) > budget
         return
-    size, cost = total(items, taken)
+    size, _ = total(items, taken)
     assert size <= budget
     for i, options in enumerate(items):
         for option in options:
