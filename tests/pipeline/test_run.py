@@ -137,6 +137,31 @@ def test_reports_hold_the_figures(finished: tuple[Recipe, Path, dict[str, Any]])
         assert "What is held 0?" in text
 
 
+def test_types_chosen_for_a_size(
+    finished: tuple[Recipe, Path, dict[str, Any]], workplace: Path
+) -> None:
+    recipe = recipe_of(
+        workplace,
+        name="sized",
+        train=None,
+        adapter=finished[2]["adapter"]["path"],
+        export=[{"format": "gguf", "max_size": "85 KiB"}],
+        bench={"prompt_tokens": 8, "decode_tokens": 4, "repetitions": 1, "reference": False},
+    )
+    document = run_recipe(recipe, workplace / "runs/sized").document()
+    (artifact,) = document["artifacts"]
+    assert artifact["quantization"] == "mixed-85KiB"
+    assert artifact["bytes"] <= 85 * 1024
+    assert artifact["lineage"]["allocation"]["data"]["name"] == "train.jsonl"
+    again = run_recipe(recipe, workplace / "runs/sized").document()
+    assert all(stage["reused"] for stage in again["stages"])
+    tiny = recipe.model_copy(
+        update={"export": (recipe.export[0].model_copy(update={"max_size": "1KiB"}),)}
+    )
+    with pytest.raises(InputError, match="smallest file"):
+        run_recipe(tiny, workplace / "runs/too-small")
+
+
 def test_a_given_adapter_needs_no_training(
     finished: tuple[Recipe, Path, dict[str, Any]], workplace: Path
 ) -> None:
