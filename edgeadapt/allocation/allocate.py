@@ -14,9 +14,15 @@ from edgeadapt.allocation.allocation import LONGEST, Allocation
 from edgeadapt.allocation.assign import assign
 from edgeadapt.allocation.budget import parse_max_size
 from edgeadapt.allocation.divergence import Reference
+from edgeadapt.allocation.grid import find_grid
 from edgeadapt.allocation.matrices import find_matrices
 from edgeadapt.allocation.rounding import round_matrices
-from edgeadapt.allocation.sensitivity import CHUNK_TOKENS, Sensitivity, measured_sensitivity
+from edgeadapt.allocation.sensitivity import (
+    CHUNK_TOKENS,
+    Sensitivity,
+    measured_sensitivity,
+    original_of,
+)
 from edgeadapt.allocation.torch_weights import find_places
 from edgeadapt.calibration import pending_imatrix
 from edgeadapt.calibration.activations import load_model
@@ -70,9 +76,10 @@ def allocate(
         need(module, "measuring what rounding costs, for --max-size,")
     loaded = functools.cache(lambda: load_model(model.source))
     sensitivity = measured_sensitivity(model, draft.matrices, data, loaded, threads)
-    _tell_grid(sensitivity)
+    _tell_grid(draft, bool(sensitivity.pulls))
     chosen = _fit(model, smallest, sensitivity)
-    return replace(chosen, measured_kl=_measure(model, chosen, data, loaded(), threads))
+    measured = _measure(model, chosen, data, loaded(), threads)
+    return _sized(model, replace(chosen, measured_kl=measured))
 
 
 def check_max_size(model: ModelToExport, data: Path, max_size: str) -> None:
@@ -97,6 +104,7 @@ def _draft(model: ModelToExport, data: Path, max_size: str, split_max_bytes: int
         matrices=tuple(matrices),
         types={matrix.name: T.F16 for matrix in matrices},
         data={"name": data.name, "sha256": data_hash(data)},
+        grid=find_grid(original_of(model.source)[0], matrices),
         split_max_bytes=split_max_bytes,
     )
     return _sized(model, draft)
@@ -128,10 +136,10 @@ def _smallest(model: ModelToExport, draft: Allocation, data: Path) -> Allocation
 
 def _fit(model: ModelToExport, smallest: Allocation, sensitivity: Sensitivity) -> Allocation:
     """The best choice whose file, header and all, is within the limit."""
-    matrices = smallest.matrices
     room = smallest.max_bytes - smallest.file_bytes + smallest.matrix_bytes
     with progress("choosing types", 1) as advance:
-        while (types := assign(matrices, sensitivity, room)) is not None:
+        while True:
+            types = assign(smallest.matrices, sensitivity, room) or smallest.types
             chosen = replace(
                 smallest,
                 types=types,
@@ -140,11 +148,10 @@ def _fit(model: ModelToExport, smallest: Allocation, sensitivity: Sensitivity) -
                 predicted_kl=sensitivity.loss(types),
             )
             chosen = _sized(model, chosen)
-            if chosen.file_bytes <= chosen.max_bytes:
+            if chosen.file_bytes <= chosen.max_bytes or types == smallest.types:
                 advance(1)
                 return chosen
-            room -= chosen.file_bytes - chosen.max_bytes  # the longer header's
-    return smallest
+            room -= chosen.file_bytes - chosen.max_bytes  # the header grows with the choice
 
 
 def _measure(
@@ -165,13 +172,16 @@ def _measure(
         return float(reference.divergence().mean())
 
 
-def _tell_grid(sensitivity: Sensitivity) -> None:
-    if sensitivity.grid is None:
+def _tell_grid(allocation: Allocation, adapted: bool) -> None:
+    if allocation.grid is None:
         return
-    what = (
-        "types that would set its weights back there are charged for what they lose of the adapter"
+    log.warning(
+        "%s; %s",
+        allocation.grid,
+        "types that would set weights back there are charged for what they lose of the adapter"
+        if adapted
+        else "without an adapter, such a type loses nothing",
     )
-    log.warning("%s; %s", sensitivity.grid, what if sensitivity.pulls else "its own type is free")
 
 
 def _sized(model: ModelToExport, allocation: Allocation) -> Allocation:

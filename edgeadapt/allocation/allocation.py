@@ -10,6 +10,7 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
+from edgeadapt.allocation.grid import Grid
 from edgeadapt.allocation.matrices import Matrix
 from edgeadapt.allocation.sensitivity import Sensitivity
 from edgeadapt.converters.gguf.imatrix import Imatrix
@@ -54,6 +55,8 @@ class Allocation:
     types: Mapping[str, GGMLQuantizationType]
     data: Mapping[str, Any]
     """Name and hash of the calibration data."""
+    grid: Grid | None = None
+    """That the base's weights lie on."""
     importance: Imatrix | None = None
     """What the quantizers weigh columns by; None where all fits in F16."""
     sensitivity: Sensitivity | None = None
@@ -99,14 +102,13 @@ class Allocation:
 
     def record(self) -> dict[str, Any]:
         """For the lineage."""
-        grid = self.sensitivity.grid if self.sensitivity else None
         return {
             "max_size": self.label,
             "max_bytes": self.max_bytes,
             "data": dict(self.data),
             "predicted_kl": _rounded(self.predicted_kl),
             "measured_kl": _rounded(self.measured_kl),
-            "base_grid": None if grid is None else grid.record(),
+            "base_grid": None if self.grid is None else self.grid.record(),
         }
 
     def document(self) -> dict[str, Any]:

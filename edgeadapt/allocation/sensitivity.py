@@ -14,7 +14,6 @@ from edgeadapt import __version__
 from edgeadapt.adapters.merged import MergedSource
 from edgeadapt.adapters.via_peft import PeftMergedSource
 from edgeadapt.allocation.fisher import Fisher, Float64Array, measure_fisher
-from edgeadapt.allocation.grid import Grid, find_grid
 from edgeadapt.allocation.matrices import Matrix
 from edgeadapt.allocation.prices import Price, Weights, price_all
 from edgeadapt.allocation.torch_weights import Place, find_places
@@ -46,8 +45,6 @@ class Sensitivity:
     prices: Mapping[str, Mapping[GGMLQuantizationType, Price]]
     pulls: Mapping[str, Float64Array]
     """What losing the adapter's change does; see `Fisher.pulls`. Only matrices that it changes."""
-    grid: Grid | None
-    """Of the base."""
     importance: Imatrix
     """What the quantizers weigh columns by; the embedding and the head among them."""
 
@@ -121,7 +118,6 @@ def _measure(
             threads,
             advance,
         )
-    grid = find_grid(base, matrices)
     return {
         "prices": {
             name: {kind.name: [price.kl, price.kept] for kind, price in priced.items()}
@@ -129,7 +125,6 @@ def _measure(
         },
         "pulls": {name: list(pull) for name, pull in _pulls(matrices, fisher).items()},
         "columns": columns,
-        "grid": None if grid is None else vars(grid) | {"names": sorted(grid.names)},
     }
 
 
@@ -165,13 +160,11 @@ def _with_columns(imatrix: Imatrix, columns: Mapping[str, Sequence[float]]) -> I
 
 
 def _read(record: Mapping[str, Any], imatrix: Imatrix) -> Sensitivity:
-    grid = record["grid"]
     return Sensitivity(
         prices={
             name: {GGMLQuantizationType[kind]: Price(*price) for kind, price in priced.items()}
             for name, priced in record["prices"].items()
         },
         pulls={name: np.array(pull) for name, pull in record["pulls"].items()},
-        grid=None if grid is None else Grid(**grid | {"names": frozenset(grid["names"])}),
         importance=_with_columns(imatrix, record["columns"]),
     )

@@ -143,7 +143,9 @@ def command(
         quant = quant or chosen
     allocation = None
     if max_size is not None:
-        allocation = _allocate(model, calibrate, max_size, split_max_size, threads, out)
+        if out.exists() and not dry_run:  # better said before minutes of work
+            raise InputError(f"{out} exists already; choose another --out, or remove it first")
+        allocation = _allocate(model, calibrate, max_size, split_max_size, threads)
         quant, options = allocation.mix, allocation.options()
     else:
         options = _options(model, calibrate, imatrix, tensor_types, split_max_size, dry_run)
@@ -189,14 +191,11 @@ def _allocate(
     max_size: str,
     split_max_size: str | None,
     threads: int | None,
-    out: Path,
 ) -> Allocation:
     from edgeadapt.allocation.allocate import allocate
     from edgeadapt.converters.gguf.options import parse_size
     from edgeadapt.data.source import resolve_data
 
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another --out, or remove it first")
     split = parse_size(split_max_size) if split_max_size else 0
     data = resolve_data(calibrate or "")[0]
     return allocate(model, data, max_size, threads=threads, split_max_bytes=split)

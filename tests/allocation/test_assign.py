@@ -32,7 +32,7 @@ def sensitivity(names: list[str], *, kept: float, pull: float) -> Sensitivity:
         for i, name in enumerate(names)
     }
     pulls = {name: np.full(3, pull) for name in names}
-    return Sensitivity(prices, pulls, None, Imatrix({}))
+    return Sensitivity(prices, pulls, Imatrix({}))
 
 
 def test_names_roles_and_sizes() -> None:

@@ -44,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return rows
         return dequantize_rows(quantize_rows(rows, T.Q4_1), T.Q4_1, rows.shape[1])
 
+    (base / "model.safetensors").unlink()
     write_safetensors(base / "model.safetensors", source.tensors(), read, {"format": "pt"})
     config = LoraConfig(r=4, lora_alpha=1, target_modules="all-linear")
     save_adapter(base, root / "adapter", config)
@@ -96,13 +97,14 @@ def test_the_grid_of_the_base_is_seen_and_does_not_erase_the_adapter(
     model = open_model(str(place / "base"), place / "adapter")
     limit = smallest_bytes(place) + 8000
     chosen = allocate(model, place / "text.txt", f"{limit}B", threads=1)
-    known = chosen.sensitivity
+    known, grid = chosen.sensitivity, chosen.grid
     assert known is not None
-    assert known.grid is not None
-    assert (known.grid.levels, known.grid.block) == (16, 32)
-    assert all("token_embd" not in name for name in known.grid.names)
+    assert grid is not None
+    assert (grid.levels, grid.block) == (16, 32)
+    assert all("token_embd" not in name for name in grid.names)
+    assert "quantized before" in str(grid)
     kept = {
-        kind: np.mean([known.prices[name][kind].kept for name in known.grid.names])
+        kind: np.mean([known.prices[name][kind].kept for name in grid.names])
         for kind in (T.Q4_1, T.Q8_0)
     }
     assert kept[T.Q4_1] < kept[T.Q8_0] - 0.1
