@@ -82,7 +82,7 @@ def measure_fisher(
         advance: called with 1 after each chunk.
     """
     torch = need("torch", "measuring what each weight matters")
-    sums = _Sums(places, base, changed & places.keys() & base.tensors().keys())
+    sums = _Sums(places, base, changed & places.keys())
     generator = torch.Generator().manual_seed(_SEED)
     with torch.inference_mode(False), _watching(model, sums):
         for chunk in chunks:

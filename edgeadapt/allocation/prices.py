@@ -41,7 +41,7 @@ class Weights:
     merged: WeightSource
     base: WeightSource
     changed: frozenset[str]
-    """Tensors that are not the base's."""
+    """Tensors that an adapter changes."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _samples(
             shares[:, None],
             columns,
             _read(weights.base, part.name, chosen + part.start)
-            if part.name in weights.changed and part.name in weights.base.tensors()
+            if part.name in weights.changed
             else None,
             None if importance is None else importance[number if len(plan.shape) == 3 else 0],
         )

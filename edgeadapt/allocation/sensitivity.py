@@ -85,12 +85,17 @@ def measured_sensitivity(
 
 
 def original_of(source: WeightSource) -> tuple[WeightSource, frozenset[str]]:
-    """The weights before any adapter, and the tensors that are not as they were."""
+    """The weights before any adapter, and the tensors that are not as they were.
+
+    A tensor that an adapter brought along, or resized, has nothing to be compared with.
+    """
+    shapes = {name: info.shape for name, info in source.tensors().items()}
     changed: frozenset[str] = frozenset()
     while isinstance(source, MergedSource | PeftMergedSource):
         changed |= source.changed
         source = source.base
-    return source, changed
+    before = {name: info.shape for name, info in source.tensors().items()}
+    return source, frozenset(n for n in changed if n in before and before[n] == shapes.get(n))
 
 
 def _measure(

@@ -13,6 +13,7 @@ from gguf.constants import GGMLQuantizationType as T
 from peft import LoraConfig
 
 from edgeadapt.allocation.allocate import allocate, check_max_size
+from edgeadapt.allocation.rounding import rounded
 from edgeadapt.artifact import open_artifact
 from edgeadapt.cli import cli
 from edgeadapt.converters.gguf.ggml import dequantize_rows, quantize_rows
@@ -21,7 +22,7 @@ from edgeadapt.export import export, open_model
 from edgeadapt.files import cache_dir
 from edgeadapt.gguf_io import GgufFile
 from edgeadapt.safetensors_io import SafetensorsSource, write_safetensors
-from edgeadapt.weights import Float32Array
+from edgeadapt.weights import Float32Array, read_tensor
 from tests.adapters.test_merged import save_adapter
 from tests.tiny import FAMILIES, save_llama, save_model
 
@@ -97,6 +98,17 @@ def test_the_grid_of_the_base_is_seen_and_does_not_erase_the_adapter(
     model = open_model(str(place / "base"), place / "adapter")
     limit = smallest_bytes(place) + 8000
     chosen = allocate(model, place / "text.txt", f"{limit}B", threads=1)
+    made = export(model, "gguf", chosen.mix, tmp_path / "m.gguf", options=chosen.options())
+    file = GgufFile(made.path)
+    for matrix in chosen.matrices:
+        if matrix.role in {"token_embd", "attn_v", "ffn_down"}:  # what was measured is what ships
+            (part,) = matrix.plan.parts
+            kind, importance = chosen.types[matrix.name], chosen.options().importance
+            assert importance is not None
+            weights = importance.importance(matrix.name, matrix.plan.shape)
+            assert weights is not None
+            expected = rounded(read_tensor(model.source, part.name), kind, weights[0])
+            np.testing.assert_array_equal(file.rows(matrix.name, 0, len(expected)), expected)
     known, grid = chosen.sensitivity, chosen.grid
     assert known is not None
     assert grid is not None
