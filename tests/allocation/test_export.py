@@ -48,7 +48,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "model.safetensors").unlink()
     write_safetensors(base / "model.safetensors", source.tensors(), read, {"format": "pt"})
     config = LoraConfig(r=4, lora_alpha=1, target_modules="all-linear")
-    save_adapter(base, root / "adapter", config)
+    adapter = save_adapter(base, root / "adapter", config)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["lora_alpha"] = 0.1  # small changes, as training makes them: less than half a step
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
     (root / "text.txt").write_text(TEXT)
     return root
 
