@@ -131,6 +131,8 @@ class Allocation:
         lines.append(("all", "", str(len(self.matrices)), sums, _figure(self.predicted_kl)))
         text = "\n".join(f"{a:<14}{b:<8}{c:>5}{d:>9}{e:>14}" for a, b, c, d, e in lines)
         left = self.max_bytes - self.file_bytes
+        if self.sensitivity is not None and self.sensitivity.pulls:
+            text += "\nthe sum also counts what is lost of the adapter, by all matrices together"
         text += f"\nfile: {self.file_bytes:,} bytes, {left:,} below the limit of {self.label}"
         if self.measured_kl is not None:
             text += (
