@@ -14,7 +14,7 @@ from edgeadapt import __version__
 from edgeadapt.adapters.merged import MergedSource
 from edgeadapt.adapters.via_peft import PeftMergedSource
 from edgeadapt.allocation.fisher import Fisher, Float64Array, measure_fisher
-from edgeadapt.allocation.matrices import Matrix
+from edgeadapt.allocation.matrices import CANDIDATES, Matrix
 from edgeadapt.allocation.prices import Price, Weights, price_all
 from edgeadapt.allocation.torch_weights import Place, find_places
 from edgeadapt.calibration import cached_imatrix
@@ -74,8 +74,8 @@ def measured_sensitivity(
         MissingExtraError: torch or transformers are not installed.
     """
     lineage = {key: value for key, value in model.lineage.items() if key != "edgeadapt"}
-    text = [CHUNKS, CHUNK_TOKENS, IMATRIX_CHUNKS]
-    key = sha256_json([__version__, lineage, data_hash(data), text])
+    how = [CHUNKS, CHUNK_TOKENS, IMATRIX_CHUNKS, [kind.name for kind in CANDIDATES]]
+    key = sha256_json([__version__, lineage, data_hash(data), how])
     path = cache_dir() / "sensitivity" / f"{key[:32]}.json"
     imatrix = cached_imatrix(model, data, chunks=IMATRIX_CHUNKS)
     if not path.is_file():
