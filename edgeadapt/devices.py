@@ -7,9 +7,10 @@ that it is an estimate; tables mark estimates with `~`.
 from __future__ import annotations
 
 import difflib
+import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -59,6 +60,8 @@ class CoreClass(_Strict):
     name: str
     count: Count
     ghz: Figure | None = None
+    little: bool = False
+    """Slow cores that the others would wait for: not counted on for a model."""
 
 
 class CpuFacts(_Strict):
@@ -74,6 +77,8 @@ class CpuFacts(_Strict):
     """Vector instruction sets that matter for matrix kernels, in lower case."""
     isa_source: str
     """Key of `sources`, or `estimate`."""
+    governor: str | None = None
+    """How Linux sets the clock, where the profile was made on the machine."""
 
 
 class MemoryFacts(_Strict):
@@ -86,6 +91,8 @@ class MemoryFacts(_Strict):
     """Bus width times rate, in 10^9 bytes a second."""
     streaming_gbps: Figure | None = None
     """What reading weights has been measured to reach."""
+    read_gbps: Figure | None = None
+    """What all cores together read, measured by `edgeadapt devices detect`."""
     model_share: Figure
     """Part of the RAM that a model may take, the rest being the system's and the app's."""
 
@@ -95,6 +102,51 @@ class MemoryFacts(_Strict):
         if figure.value > 1:
             raise ValueError("must be a fraction of the RAM, at most 1")
         return figure
+
+
+class GpuFacts(_Strict):
+    """A GPU that a runtime could use."""
+
+    name: str
+    apis: tuple[Literal["cuda", "metal", "vulkan", "opencl", "directml"], ...]
+    """What llama.cpp or ONNX Runtime reach it through; empty: nothing that is worth it."""
+    unified_memory: bool
+    """It shares the CPU's memory, so a model counts once and against the same budget."""
+    memory_gib: Figure | None = None
+    """Memory of its own, where that is separate."""
+    layers: Literal["all", "none"] | int = "none"
+    """Layers of a model to put on it: `--gpu-layers`."""
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _memory_fits_its_kind(self) -> Self:
+        if self.unified_memory and self.memory_gib is not None:
+            raise ValueError("unified memory is the CPU's: leave out `memory_gib`")
+        if not self.unified_memory and self.memory_gib is None:
+            raise ValueError("separate memory needs `memory_gib`")
+        if isinstance(self.layers, int) and self.layers < 1:
+            raise ValueError("layers: give `all`, `none`, or 1 and more")
+        return self
+
+
+class NpuFacts(_Strict):
+    """A neural processor; no runtime of edgeadapt uses one yet."""
+
+    name: str
+    tops: Figure | None = None
+    """Peak of 8-bit operations, 10^12 a second, as its vendor counts them."""
+    note: str | None = None
+
+
+class Budgets(_Strict):
+    """What an app may ask for on this device, unless told otherwise."""
+
+    max_memory_gib: Figure | None = None
+    """Most memory for the model with its cache; beside `memory.model_share` the smaller counts."""
+    min_decode_tps: Figure | None = None
+    """Fewest decoded tokens a second."""
+    max_ttft_s: Figure | None = None
+    """Longest wait for the first token, seconds, after a prompt of 512 tokens."""
 
 
 class Quantization(_Strict):
@@ -109,40 +161,62 @@ class RuntimeChoice(_Strict):
 
     name: str
     format: Literal["gguf", "onnx"]
+    backend: Literal["cpu", "gpu"] = "cpu"
+    """What computes."""
     reason: str
     quantizations: tuple[Quantization, ...] = Field(min_length=1)
 
 
 class DeviceProfile(_Strict):
-    """One device."""
+    """One device that runs models."""
 
+    kind: ClassVar[Literal["runs-models"]] = "runs-models"
     name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     title: str
     soc: str
     os: str
     cpu: CpuFacts
     memory: MemoryFacts
-    gpu: str | None = None
-    npu: str | None = None
+    gpu: GpuFacts | None = None
+    npu: NpuFacts | None = None
+    budgets: Budgets = Budgets()
     threads: Count
     """Threads to compute with."""
     context: Count
     """KV cache size in tokens when none is asked for."""
     runtimes: tuple[RuntimeChoice, ...] = Field(min_length=1)
     """In order of preference."""
-    sources: dict[str, str]
+    match: tuple[str, ...] = ()
+    """Regular expressions, in lower case, of names that tables of measurements give it."""
+    sources: dict[str, str] = {}
     """Short key -> where to look it up."""
+
+    @field_validator("match")
+    @classmethod
+    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return patterns
 
     @model_validator(mode="after")
     def _sources_are_named(self) -> Self:
-        cited = {figure.source for _, figure in self.figures() if figure.source}
-        if self.cpu.isa_source != "estimate":
-            cited.add(self.cpu.isa_source)
-        if unknown := cited - self.sources.keys():
-            raise ValueError(f"source {sorted(unknown)[0]!r} is not listed under `sources`")
-        if unused := self.sources.keys() - cited:
-            raise ValueError(f"source {sorted(unused)[0]!r} is listed and never cited")
+        isa = self.cpu.isa_source
+        _check_sources(self.figures(), self.sources, () if isa == "estimate" else (isa,))
         return self
+
+    @model_validator(mode="after")
+    def _gpu_is_there(self) -> Self:
+        if self.gpu is None and any(choice.backend == "gpu" for choice in self.runtimes):
+            raise ValueError("a runtime computes on the GPU, and there is no `gpu`")
+        return self
+
+    @property
+    def fast_cores(self) -> int:
+        """CPU cores that a model can count on."""
+        return sum(int(core.count.value) for core in self.cpu.cores if not core.little)
 
     @property
     def model_budget_gib(self) -> float:
@@ -152,6 +226,43 @@ class DeviceProfile(_Strict):
     def figures(self) -> list[tuple[str, Figure]]:
         """Every number of the profile under its path, such as `memory.ram_gib`."""
         return list(_figures("", self))
+
+
+class OffloadClient(_Strict):
+    """A device that runs no language model: it asks another one, and its profile says so."""
+
+    kind: ClassVar[Literal["offload"]] = "offload"
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    title: str
+    soc: str
+    os: str
+    offload: str
+    """Why no model runs here, and what runs it instead."""
+    hosts: tuple[str, ...] = ()
+    """Profiles of devices that would run its model."""
+    ram_gib: Figure | None = None
+    gpu: str | None = None
+    npu: str | None = None
+    sources: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _sources_are_named(self) -> Self:
+        _check_sources(self.figures(), self.sources)
+        return self
+
+    def figures(self) -> list[tuple[str, Figure]]:
+        """Every number of the profile under its path."""
+        return list(_figures("", self))
+
+
+def _check_sources(
+    figures: list[tuple[str, Figure]], sources: dict[str, str], more: tuple[str, ...] = ()
+) -> None:
+    cited = {figure.source for _, figure in figures if figure.source} | set(more)
+    if unknown := cited - sources.keys():
+        raise ValueError(f"source {sorted(unknown)[0]!r} is not listed under `sources`")
+    if unused := sources.keys() - cited:
+        raise ValueError(f"source {sorted(unused)[0]!r} is listed and never cited")
 
 
 def _figures(prefix: str, value: object) -> list[tuple[str, Figure]]:
@@ -183,14 +294,26 @@ def list_profiles() -> tuple[str, ...]:
 
 
 def load_profile(name: str) -> DeviceProfile:
-    """A profile by name, or from a YAML file by its path.
+    """A profile of a device that runs models, by name, or from a YAML file by its path.
 
     Raises:
-        InputError: there is none of this name, or the file is missing or malformed; names the
-            field.
+        InputError: there is none of this name, the file is missing or malformed (names the field),
+            or the device only asks others.
     """
+    entry = load_entry(name)
+    if isinstance(entry, OffloadClient):
+        hosts = " or ".join(f"--device {host}" for host in entry.hosts)
+        raise InputError(
+            f"{entry.title} runs no model: {entry.offload}"
+            + (f"; plan for what runs it: {hosts}" if hosts else "")
+        )
+    return entry
+
+
+def load_entry(name: str) -> DeviceProfile | OffloadClient:
+    """Any profile, also of a device that runs no model; otherwise as `load_profile`."""
     if name.endswith((".yaml", ".yml")):
-        return read_profile(Path(name))
+        return read_entry(Path(name))
     known = list_profiles()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
@@ -200,10 +323,10 @@ def load_profile(name: str) -> DeviceProfile:
             "and a path to a .yaml file works too"
         )
     text = (files(_PACKAGE) / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_profile(text, f"{name}.yaml")
+    return parse_entry(text, f"{name}.yaml")
 
 
-def read_profile(path: Path) -> DeviceProfile:
+def read_entry(path: Path) -> DeviceProfile | OffloadClient:
     """Read and check a profile file; raises as `load_profile` does."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -211,13 +334,15 @@ def read_profile(path: Path) -> DeviceProfile:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; expected a device profile in YAML") from error
-    return parse_profile(text, str(path))
+    return parse_entry(text, str(path))
 
 
-def parse_profile(text: str, origin: str) -> DeviceProfile:
-    """Check the text of a profile; `origin` names it in errors.
+def parse_entry(text: str, origin: str) -> DeviceProfile | OffloadClient:
+    """Check the text of a profile; `origin` names it in errors. `offload:` tells the two apart.
 
     Raises:
         InputError: it is not YAML, or a field is missing, unknown or wrong; names the first.
     """
+    if re.search(r"^offload\s*:", text, re.MULTILINE):
+        return parse_yaml(text, origin, OffloadClient)
     return parse_yaml(text, origin, DeviceProfile)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeadapt.cli.common import standard
-from edgeadapt.console import emit, emit_json
+from edgeadapt.console import emit, emit_json, log
+from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeadapt.devices import DeviceProfile, Figure
+    from edgeadapt.devices import DeviceProfile, Figure, GpuFacts, OffloadClient
 
 _WIDTH = 80
 _LEGEND = "~ an estimate, no source"
@@ -20,9 +21,10 @@ _LEGEND = "~ an estimate, no source"
 
 @click.group("devices")
 def command() -> None:
-    """List, show and check device profiles.
+    """List, show, check and detect device profiles.
 
-    `edgeadapt export --device NAME` picks format and quantization from them.
+    `edgeadapt plan --device NAME` predicts from them what fits and how fast;
+    `edgeadapt export --device NAME` picks format and quantization.
     """
 
 
@@ -30,29 +32,39 @@ def command() -> None:
 @standard
 def list_(as_json: bool) -> None:
     """List the devices that edgeadapt knows by name."""
-    from edgeadapt.devices import list_profiles, load_profile
+    from edgeadapt.devices import list_profiles, load_entry
 
-    profiles = [load_profile(name) for name in list_profiles()]
+    entries = [load_entry(name) for name in list_profiles()]
     if as_json:
-        emit_json([profile.model_dump(mode="json") for profile in profiles])
+        emit_json([_document(entry) for entry in entries])
         return
     rows = [("NAME", "RAM GiB", "GB/s", "THREADS", "FIRST CHOICE")]
-    for profile in profiles:
-        first = profile.runtimes[0]
-        rows.append(
-            (
-                profile.name,
-                str(profile.memory.ram_gib),
-                str(profile.memory.streaming_gbps or profile.memory.peak_gbps),
-                str(profile.threads),
-                f"{first.format} {first.quantizations[0].name}, {first.name}",
-            )
-        )
+    rows += [_list_row(entry) for entry in entries]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         emit("  ".join(cells).rstrip())
     emit(f"\n{_LEGEND}; GB/s: weights read, as measured, or the memory's peak")
+
+
+def _list_row(entry: DeviceProfile | OffloadClient) -> tuple[str, str, str, str, str]:
+    if entry.kind == "offload":
+        return entry.name, str(entry.ram_gib or "-"), "-", "-", "runs no model, asks a host"
+    first, memory = entry.runtimes[0], entry.memory
+    on = " GPU" if first.backend == "gpu" else ""
+    return (
+        entry.name,
+        str(memory.ram_gib),
+        str(memory.streaming_gbps or memory.read_gbps or memory.peak_gbps),
+        str(entry.threads),
+        f"{first.format} {first.quantizations[0].name}, {first.name}{on}",
+    )
+
+
+def _document(entry: DeviceProfile | OffloadClient) -> dict[str, Any]:
+    """For JSON: the profile, whether it runs models, and which of its numbers are estimates."""
+    estimates = [path for path, figure in entry.figures() if figure.estimate]
+    return {**entry.model_dump(mode="json"), "kind": entry.kind, "estimates": estimates}
 
 
 @command.command()
@@ -63,13 +75,13 @@ def show(name: str, as_json: bool) -> None:
 
     NAME is one of `edgeadapt devices list`, or the path of a profile's YAML file.
     """
-    from edgeadapt.devices import load_profile
+    from edgeadapt.devices import load_entry
 
-    profile = load_profile(name)
+    entry = load_entry(name)
     if as_json:
-        emit_json(profile.model_dump(mode="json"))
+        emit_json(_document(entry))
         return
-    emit(_page(profile))
+    emit(_offload_page(entry) if entry.kind == "offload" else _page(entry))
 
 
 @command.command()
@@ -77,14 +89,50 @@ def show(name: str, as_json: bool) -> None:
 @standard
 def validate(path: Path, as_json: bool) -> None:
     """Check a profile's YAML file: exit code 0, or one sentence that names the field."""
-    from edgeadapt.devices import read_profile
+    from edgeadapt.devices import read_entry
 
-    profile = read_profile(path)
+    profile = read_entry(path)
     estimates = [name for name, figure in profile.figures() if figure.estimate]
     if as_json:
         emit_json({"path": str(path), "name": profile.name, "estimates": estimates})
         return
     emit(f"{path}: valid, {profile.name}; {len(estimates)} of its figures are estimates")
+
+
+@command.command()
+@click.option("--name", help="What to call it; default: from the board or CPU.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the YAML file here; default: stdout."
+)
+@standard
+def detect(name: str | None, out: Path | None, as_json: bool) -> None:
+    """Make a profile of the machine that this runs on.
+
+    CPU, instruction sets, kinds of cores, RAM and governor as the system tells
+    them (Linux on x86 or Arm, macOS); the bandwidth of reading memory is
+    measured, which takes a second or two: let nothing else run.
+
+    \b
+    edgeadapt devices detect --out my-board.yaml
+    edgeadapt plan --base default --device my-board.yaml
+    """
+    from edgeadapt.detect import detect_profile, profile_yaml
+    from edgeadapt.files import atomic_file
+
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists; give another --out, or remove it")
+    profile = detect_profile(name)
+    if out is not None:
+        with atomic_file(out) as partial:
+            partial.write_text(profile_yaml(profile), encoding="utf-8")
+    if as_json:
+        emit_json({"path": str(out) if out else None, **_document(profile)})
+    elif out is None:
+        emit(profile_yaml(profile).rstrip())
+    else:
+        emit(f"{out}: {profile.title}, {profile.memory.read_gbps} GB/s read")
+    if profile.cpu.governor == "powersave":
+        log.warning("the governor is powersave: speeds will be lower than predicted")
 
 
 def _page(profile: DeviceProfile) -> str:
@@ -115,6 +163,8 @@ def _facts(profile: DeviceProfile, numbers: dict[str, int]) -> Iterator[tuple[st
     for core in cpu.cores:
         clock = f" at {cite(core.ghz, ' GHz')}" if core.ghz else ""
         yield "cores", f"{cite(core.count)} {core.name}{clock}"
+    if cpu.governor:
+        yield "governor", cpu.governor
     names = " ".join(cpu.isa)
     yield "ISA", f"~{names}" if isa == "~" else names + isa
     sizes = ", ".join(f"{size:g}" for size in memory.ram_options_gib)
@@ -123,16 +173,51 @@ def _facts(profile: DeviceProfile, numbers: dict[str, int]) -> Iterator[tuple[st
     if memory.streaming_gbps:
         yield "", cite(memory.streaming_gbps, " GB/s reading weights")
     budget = f"{profile.model_budget_gib:.1f} GiB"
+    if memory.read_gbps:
+        yield "", cite(memory.read_gbps, " GB/s read by all cores")
     yield "for models", f"~{budget}, {cite(memory.model_share, ' of the RAM')}"
     if profile.gpu:
-        yield "GPU", profile.gpu
+        yield "GPU", _gpu(profile.gpu, cite)
     if profile.npu:
-        yield "NPU", profile.npu
+        tops = f", {cite(profile.npu.tops, ' TOPS')}" if profile.npu.tops else ""
+        note = f"; {profile.npu.note}" if profile.npu.note else ""
+        yield "NPU", f"{profile.npu.name}{tops}{note}"
+    budgets = profile.budgets
+    if budgets.max_memory_gib:
+        yield "budget", f"at most {cite(budgets.max_memory_gib, ' GiB')}"
+    if budgets.min_decode_tps:
+        yield "budget", f"at least {cite(budgets.min_decode_tps, ' tokens a second')}"
+    if budgets.max_ttft_s:
+        yield "budget", f"first token within {cite(budgets.max_ttft_s, ' s')}"
     yield "threads", cite(profile.threads)
     yield "context", cite(profile.context, " tokens")
 
 
-def _sources(profile: DeviceProfile) -> list[str]:
+def _gpu(gpu: GpuFacts, cite: Callable[[Figure, str], str]) -> str:
+    memory = "shares the memory"
+    if gpu.memory_gib:
+        memory = f"{cite(gpu.memory_gib, ' GiB')} of its own"
+    use = f"takes {gpu.layers} layers by {', '.join(gpu.apis)}" if gpu.layers != "none" else ""
+    return "; ".join(filter(None, (gpu.name, memory, use or "not used", gpu.note)))
+
+
+def _offload_page(entry: OffloadClient) -> str:
+    numbers = {key: index for index, key in enumerate(entry.sources, 1)}
+    lines = [entry.title, "=" * len(entry.title), ""]
+    facts = [("name", entry.name), ("SoC", entry.soc), ("system", entry.os)]
+    facts.append(("no model", entry.offload))
+    if entry.hosts:
+        facts.append(("hosts", ", ".join(entry.hosts)))
+    if entry.ram_gib:
+        mark = f" [{numbers[entry.ram_gib.source]}]" if entry.ram_gib.source else ""
+        facts.append(("RAM", f"{entry.ram_gib} GiB{mark}"))
+    facts += [(label, text) for label, text in (("GPU", entry.gpu), ("NPU", entry.npu)) if text]
+    for label, text in facts:
+        lines += _wrap(text, f"{label:<10} ", " " * 11)
+    return "\n".join([*lines, "", "Sources", *_sources(entry)])
+
+
+def _sources(profile: DeviceProfile | OffloadClient) -> list[str]:
     lines = []
     for index, text in enumerate(profile.sources.values(), 1):
         lines += _wrap(text, f"  [{index}] ", " " * 6)
