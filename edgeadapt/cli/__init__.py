@@ -20,7 +20,8 @@ _COMMANDS = {
     "evaluate": "Measure what artifacts lost of the model they were made from, and judge it.",
     "bench": "Measure latency and memory of artifacts on their runtimes.",
     "chat": "Talk to an artifact.",
-    "devices": "List and show device profiles.",
+    "plan": "What fits a device, how fast it should be, and which to take.",
+    "devices": "List, show, check and detect device profiles.",
     "setup": "Build and check native libraries for this CPU.",
 }
 

@@ -205,14 +205,9 @@ def _choose(model: ModelToExport, device: str, context: int | None) -> tuple[str
     """Format, quantization and the reason, from the device's profile."""
     from edgeadapt.devices import load_profile
     from edgeadapt.planner import choose
-    from edgeadapt.weights import kv_bytes_per_token, parameter_count
+    from edgeadapt.planner.sizes import facts_of
 
-    choice = choose(
-        load_profile(device),
-        parameters=parameter_count(model.source),
-        kv_bytes_per_token=kv_bytes_per_token(model.source.config),
-        context=context,
-    )
+    choice = choose(load_profile(device), facts_of(model), context=context)
     return choice.format, choice.quantization, choice.reason
 
 

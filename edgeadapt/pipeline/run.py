@@ -14,10 +14,10 @@ from edgeadapt.pipeline.results import Evaluated, Results
 from edgeadapt.pipeline.stages import Adapted, Inputs
 from edgeadapt.pipeline.workspace import Workspace, locked
 from edgeadapt.planner import choose
+from edgeadapt.planner.sizes import facts_of
 from edgeadapt.recipe import Recipe
 from edgeadapt.report import write_reports
 from edgeadapt.runtimes.registry import installed_runtimes
-from edgeadapt.weights import kv_bytes_per_token, parameter_count
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,7 @@ def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
     for wish in recipe.export:
         reasons = {}
         if wish.device is not None:
-            choice = choose(
-                load_profile(wish.device),
-                parameters=parameter_count(source.source),
-                kv_bytes_per_token=kv_bytes_per_token(source.source.config),
-            )
+            choice = choose(load_profile(wish.device), facts_of(source))
             format, quantization = choice.format, choice.quantization
             reasons[wish.device] = choice.reason
             log.info("%s", choice.reason)
