@@ -47,8 +47,8 @@ def held_out(rows: list[Row], quantity: str) -> list[tuple[Scored, bool]]:
 def widening(scored: list[Scored]) -> float:
     """Factor on the interval's log width with which it holds 80%.
 
-    Of the rows, and of the rows when every source counts alike: the geometric mean of the two, so
-    that neither one long table nor a handful of single rows decides alone.
+    Of the rows; or more, where rows of small sources lie farther out: then halfway (geometrically)
+    to what would hold 80% if every source counted alike, so that one long table does not decide.
     """
     if len(scored) < 8:
         return 1.0
@@ -64,7 +64,8 @@ def widening(scored: list[Scored]) -> float:
     order = np.argsort(reach)
     held = np.cumsum(weights[order]) / weights.sum()
     by_source = reach[order][np.searchsorted(held, 0.8)]
-    return float(np.clip(np.sqrt(np.quantile(reach, 0.8) * by_source), 0.6, 2.5))
+    by_row = np.quantile(reach, 0.8)
+    return float(np.clip(max(by_row, np.sqrt(by_row * by_source)), 0.6, 2.5))
 
 
 def widened(scored: Scored, factor: float) -> Scored:

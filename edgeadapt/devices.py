@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -322,6 +323,11 @@ def load_entry(name: str) -> DeviceProfile | OffloadClient:
             f"there is no device profile {name!r}; {hint} `edgeadapt devices list` shows all, "
             "and a path to a .yaml file works too"
         )
+    return _shipped(name)
+
+
+@cache
+def _shipped(name: str) -> DeviceProfile | OffloadClient:
     text = (files(_PACKAGE) / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_entry(text, f"{name}.yaml")
 

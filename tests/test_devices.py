@@ -16,16 +16,20 @@ from hypothesis import strategies as st
 from edgeadapt.cli import cli
 from edgeadapt.devices import (
     DeviceProfile,
+    OffloadClient,
     list_profiles,
+    load_entry,
     load_profile,
-    parse_profile,
-    read_profile,
+    parse_entry,
+    read_entry,
 )
 from edgeadapt.errors import InputError
 from edgeadapt.planner import BITS_PER_WEIGHT
 from edgeadapt.runtimes.registry import get_runtime
 
-NAMES = ("laptop-x86", "meta-quest-3", "raspberry-pi-5")
+OFFLOAD = ("ar1-glasses", "ar2-glasses")
+NAMES = tuple(name for name in list_profiles() if name not in OFFLOAD)
+SHOWN = ("apple-m1", "hololens-2", "jetson-orin-nano", "laptop-x86", "raspberry-pi-5")
 
 
 def raw(name: str = "raspberry-pi-5") -> dict[str, Any]:
@@ -38,7 +42,7 @@ def raw(name: str = "raspberry-pi-5") -> dict[str, Any]:
 
 def refused(data: dict[str, Any]) -> str:
     with pytest.raises(InputError) as caught:
-        parse_profile(yaml.safe_dump(data), "board.yaml")
+        parse_entry(yaml.safe_dump(data), "board.yaml")
     message = str(caught.value)
     assert message.startswith("board.yaml: ")
     assert "\n" not in message
@@ -46,7 +50,50 @@ def refused(data: dict[str, Any]) -> str:
 
 
 def test_the_shipped_profiles() -> None:
-    assert list_profiles() == NAMES
+    assert len(list_profiles()) >= 20
+    promised = {
+        "laptop-x86", "laptop-avx512-vnni", "intel-core-ultra-155h", "ryzen-ai-9-hx-370",
+        "apple-m1", "apple-m2", "apple-m3", "apple-m4", "snapdragon-x-elite", "raspberry-pi-4",
+        "raspberry-pi-5", "orange-pi-5", "jetson-orin-nano", "jetson-orin-nano-super",
+        "jetson-agx-orin", "android-sd-8-gen-2", "android-sd-8-gen-3", "meta-quest-2",
+        "meta-quest-3", "meta-quest-pro", "samsung-galaxy-xr", "hololens-2", "apple-vision-pro",
+        "ar1-glasses",
+    }  # fmt: skip
+    assert promised <= set(list_profiles())
+
+
+@pytest.mark.parametrize("name", OFFLOAD)
+def test_an_offload_client_says_so_and_names_hosts(name: str) -> None:
+    entry = load_entry(name)
+    assert isinstance(entry, OffloadClient)
+    for host in entry.hosts:
+        assert load_profile(host).runtimes
+    with pytest.raises(InputError, match=rf"runs no model: .*--device {entry.hosts[0]}"):
+        load_profile(name)
+    assert "no model" in run("show", name)
+    assert json.loads(run("show", name, "--json"))["kind"] == "offload"
+
+
+def test_patterns_name_one_profile_each() -> None:
+    from edgeadapt.prediction import hardware_of
+
+    for name in NAMES:
+        profile = load_profile(name)
+        assert profile.match, name
+        found = hardware_of(profile.title, profile.soc, "llama.cpp CPU")
+        assert found.basis == f"profile {name}"
+
+
+def test_a_gpu_has_memory_of_its_kind() -> None:
+    data = raw("jetson-orin-nano")
+    data["gpu"]["unified_memory"] = False
+    assert "separate memory needs `memory_gib`" in refused(data)
+    data["gpu"]["memory_gib"] = {"value": 8, "estimate": True}
+    assert isinstance(parse_entry(yaml.safe_dump(data), "x.yaml"), DeviceProfile)
+    data["gpu"]["unified_memory"] = True
+    assert "leave out `memory_gib`" in refused(data)
+    del data["gpu"]
+    assert "there is no `gpu`" in refused(data)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,16 +113,17 @@ def test_figures_finds_every_number() -> None:
     paths = {path for path, _ in load_profile("raspberry-pi-5").figures()}
     assert paths == {
         "cpu.cores.0.count", "cpu.cores.0.ghz", "memory.ram_gib", "memory.peak_gbps",
-        "memory.streaming_gbps", "memory.model_share", "threads", "context",
+        "memory.streaming_gbps", "memory.model_share", "budgets.min_decode_tps", "threads",
+        "context",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHOWN)
 def test_a_profile_survives_writing_and_reading(name: str, tmp_path: Path) -> None:
     path = tmp_path / "copy.yaml"
     path.write_text(yaml.safe_dump(raw(name)))
     assert load_profile(str(path)) == load_profile(name)
-    assert read_profile(path) == load_profile(name)
+    assert read_entry(path) == load_profile(name)
 
 
 @pytest.mark.parametrize(
@@ -145,13 +193,13 @@ def test_a_missing_field_is_named() -> None:
 )
 def test_text_that_is_no_profile_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^x\.yaml is not"):
-        parse_profile(text, "x.yaml")
+        parse_entry(text, "x.yaml")
 
 
 @given(st.text(max_size=200))
 def test_any_text_is_a_profile_or_an_input_error(text: str) -> None:
     with contextlib.suppress(InputError):
-        assert isinstance(parse_profile(text, "x.yaml"), DeviceProfile)
+        assert isinstance(parse_entry(text, "x.yaml"), DeviceProfile)
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
@@ -177,7 +225,7 @@ def test_the_list_marks_estimates() -> None:
     assert "~ an estimate" in text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHOWN)
 def test_show_fits_the_terminal_and_gives_every_source(name: str) -> None:
     text = run("show", name)
     assert max(map(len, text.splitlines())) <= 80
@@ -198,15 +246,17 @@ def test_everything_else_fits_too(arguments: tuple[str, ...]) -> None:
 
 def test_json() -> None:
     listed = json.loads(run("list", "--json"))
-    assert [profile["name"] for profile in listed] == list(NAMES)
-    assert json.loads(run("show", "laptop-x86", "--json")) == listed[0]
+    names = [profile["name"] for profile in listed]
+    assert names == list(list_profiles())
+    assert json.loads(run("show", "laptop-x86", "--json")) == listed[names.index("laptop-x86")]
+    assert "memory.ram_gib" in listed[names.index("laptop-x86")]["estimates"]
 
 
 def test_validate(tmp_path: Path) -> None:
     path = tmp_path / "board.yaml"
     path.write_text(yaml.safe_dump(raw()))
-    assert "valid, raspberry-pi-5; 4 of its figures are estimates" in run("validate", str(path))
-    assert len(json.loads(run("validate", str(path), "--json"))["estimates"]) == 4
+    assert "valid, raspberry-pi-5; 5 of its figures are estimates" in run("validate", str(path))
+    assert len(json.loads(run("validate", str(path), "--json"))["estimates"]) == 5
     path.write_text(yaml.safe_dump(raw() | {"threads": 4}))
     result = CliRunner().invoke(cli, ["devices", "validate", str(path)])
     assert result.exit_code == 2

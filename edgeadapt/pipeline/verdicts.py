@@ -10,8 +10,8 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import GateFailure
 from edgeadapt.fidelity.gates import Gates, Verdict, judge, verdict_record
-from edgeadapt.planner import next_better
-from edgeadapt.weights import WeightSource, kv_bytes_per_token, parameter_count
+from edgeadapt.planner import model_facts, next_better
+from edgeadapt.weights import WeightSource
 
 
 def judged_record(
@@ -40,9 +40,8 @@ def judged_record(
         better = next_better(
             artifact.format,
             artifact.quantization,
+            model_facts(source),
             size_bytes=artifact.size_bytes,
-            parameters=parameter_count(source),
-            kv_bytes_per_token=kv_bytes_per_token(source.config),
             profiles=[load_profile(name) for name in devices],
         )
     return record | {"failures": failed, "next_better": better}

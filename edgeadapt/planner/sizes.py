@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from edgeadapt.errors import MissingExtraError
 from edgeadapt.export import ModelToExport, plan_export
 from edgeadapt.planner.model import ModelFacts, model_facts
 
@@ -18,7 +19,10 @@ def facts_of(model: ModelToExport) -> ModelFacts:
 
     @cache
     def exact_size(format: str, quantization: str) -> int | None:
-        plan = plan_export(model, format, quantization, Path(f"model.{format}"))
+        try:
+            plan = plan_export(model, format, quantization, Path(f"model.{format}"))
+        except MissingExtraError:  # the header's size needs the tokenizer; an estimate does not
+            return None
         return plan.output if plan.exact else None
 
     return model_facts(model.source, exact_size)

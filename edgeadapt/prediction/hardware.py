@@ -151,7 +151,7 @@ def hardware_of(
     if not names.strip(" |"):
         raise InputError("neither device nor SoC is named")
     backend = backend_of(runtime, names)
-    profile = _find_profile(names)
+    profile = _find_profile(device, soc)
     if profile is not None:
         found = profile_hardware(profile, backend, family_hint=f"{names} | {runtime}")
         basis = f"profile {profile.name}"
@@ -247,13 +247,15 @@ def _profiles() -> tuple[DeviceProfile, ...]:
     return tuple(entry for entry in entries if isinstance(entry, DeviceProfile))
 
 
-def _find_profile(names: str) -> DeviceProfile | None:
-    """The profile whose `match` names a device; the longest match wins."""
-    text = names.lower()
-    found = [
-        (len(hit.group()), profile)
-        for profile in _profiles()
-        for pattern in profile.match
-        if (hit := re.search(pattern, text))
-    ]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+def _find_profile(device: str, soc: str) -> DeviceProfile | None:
+    """The profile whose `match` names a device, or else its SoC; the longest match wins."""
+    for text in (device.lower(), soc.lower()):
+        found = [
+            (len(hit.group()), profile)
+            for profile in _profiles()
+            for pattern in profile.match
+            if (hit := re.search(pattern, text))
+        ]
+        if found:
+            return max(found, key=lambda pair: pair[0])[1]
+    return None
