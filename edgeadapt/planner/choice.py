@@ -194,7 +194,7 @@ def _better(taken: Candidate, found: list[Candidate]) -> str:
         return ""
     return (
         f" {best} keeps the budgets too and should lose less ({best.loss} of perplexity, not "
-        f"{taken.loss}): --prefer quality takes it."
+        f"{taken.loss}): `edgeadapt plan --prefer quality` takes it."
     )
 
 
