@@ -69,7 +69,7 @@ class Candidate:
         return self.runtime.format
 
     def __str__(self) -> str:
-        on = " on the GPU" if self.runtime.backend == "gpu" else ""
+        on = " (GPU)" if self.runtime.backend == "gpu" else ""
         return f"{self.format} {self.quantization}{on}"
 
     def record(self) -> dict[str, Any]:
