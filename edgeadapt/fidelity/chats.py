@@ -81,6 +81,9 @@ CHATS: dict[str, list[Message]] = {
     "markup": [_user("{{ 7 * 7 }} {% if x %} </s> <s> [INST] x [/INST] <bos> <|user|> &lt;")],
 }  # fmt: skip
 
+ORDINARY = frozenset(CHATS) - {"tool call", "markup"}
+"""Conversations that every engine has to get right; elsewhere some have limits of their own."""
+
 TURN = "Lightning follows."
 """An answer whose end is looked for: the token that ends a turn."""
 

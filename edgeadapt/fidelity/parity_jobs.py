@@ -31,9 +31,10 @@ def run_original(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     transformers = need("transformers", "checking the shipped tokenizer against the original")
     transformers.utils.logging.set_verbosity_error()
     folder = Path(payload["folder"])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    # tokenizer.json is what training read; AutoTokenizer may build another from its parts.
+    exact = (folder / "tokenizer.json").is_file()
+    kind = transformers.PreTrainedTokenizerFast if exact else transformers.AutoTokenizer
+    tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     cases = list(_cases(tokenizer))
     answers = [_original(tokenizer, case) for case in cases]
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
