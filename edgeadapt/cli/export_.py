@@ -123,6 +123,8 @@ def command(
                 "--adapter-mode separate writes the adapter alone: --calibrate, --imatrix, "
                 "--tensor-type, --max-size, --split-max-size and --dry-run are for whole models"
             )
+        if merging.onto != "auto" or merging.held_out:
+            raise InputError("--adapter-mode separate merges nothing: leave --merge-onto out")
         made = export_adapter(
             base, adapter, format_, quant, out, revision=revision, any_base=any_base
         )
