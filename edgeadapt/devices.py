@@ -111,6 +111,8 @@ class RuntimeChoice(_Strict):
     format: Literal["gguf", "onnx"]
     reason: str
     quantizations: tuple[Quantization, ...] = Field(min_length=1)
+    session_options: dict[str, str] = {}
+    """Entries for ONNX Runtime's session configuration; go into an export for this device."""
 
 
 class DeviceProfile(_Strict):

@@ -25,6 +25,7 @@ from edgeadapt.console import log, progress
 from edgeadapt.converters.adapter_files import AdapterRequest, get_adapter_writer
 from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.gguf.options import GgufOptions
+from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.converters.registry import get_converter
 from edgeadapt.errors import AdapterError, InputError
 from edgeadapt.files import atomic_folder, read_json, write_json
@@ -155,6 +156,7 @@ def export(
     *,
     threads: int | None = None,
     options: GgufOptions | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> Artifact:
     """Convert a model to `format` at `out`, whole or not at all.
 
@@ -165,12 +167,13 @@ def export(
         out: the file or folder to make.
         threads: default all cores.
         options: of the GGUF converter.
+        onnx: options of the ONNX converter.
 
     Raises:
         InputError: `out` exists, format or quantization are unknown, or the disk lacks room.
         UnsupportedError: the architecture has no place in this format.
     """
-    request = _request(model, format, quantization, threads, options)
+    request = _request(model, format, quantization, threads, options, onnx)
     return get_converter(format).convert(request, out)
 
 
@@ -182,6 +185,7 @@ def plan_export(
     *,
     threads: int | None = None,
     options: GgufOptions | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> ExportPlan:
     """What `export` with the same arguments would take; nothing is written.
 
@@ -189,7 +193,7 @@ def plan_export(
         InputError: as `export`, except that `out` may exist and the disk may be full.
         UnsupportedError: as `export`.
     """
-    request = _request(model, format, quantization, threads, options)
+    request = _request(model, format, quantization, threads, options, onnx)
     return get_converter(format).plan(request, out)
 
 
@@ -199,12 +203,18 @@ def _request(
     quantization: str,
     threads: int | None,
     options: GgufOptions | None,
+    onnx: OnnxOptions | None,
 ) -> ConversionRequest:
-    options = options or GgufOptions()
+    options, onnx = options or GgufOptions(), onnx or OnnxOptions()
     if format != "gguf" and options != GgufOptions():
         raise InputError(
             "an importance matrix, --tensor-type and --split-max-size are for --format gguf; "
             f"{format} has none of these"
+        )
+    if format != "onnx" and onnx != OnnxOptions():
+        raise InputError(
+            "--exporter, --algorithm, --block-size, --symmetric, --accuracy-level and "
+            f"--instruction-set are for --format onnx; {format} has none of these"
         )
     lineage = model.lineage | {"format": format, "quantization": quantization}
     if options.importance is not None:
@@ -222,6 +232,7 @@ def _request(
         lineage=lineage,
         threads=threads or len(os.sched_getaffinity(0)),
         gguf=options,
+        onnx=onnx,
     )
 
 

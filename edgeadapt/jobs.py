@@ -185,9 +185,13 @@ def _as_json(sequence: Scored | Text) -> dict[str, Any]:
 def open_session(payload: dict[str, Any], *, context: int) -> Session:
     """Load what a job's payload names (in the child)."""
     settings = SessionSettings(
-        threads=payload["threads"], context=context, exact=payload.get("exact", False)
+        threads=payload["threads"],
+        context=context,
+        exact=payload.get("exact", False),
+        provider=payload.get("provider") or "cpu",
     )
     runtime = get_runtime(payload["runtime"])
+    runtime.check_provider(settings.provider)
     if payload.get("adapter"):
         if not hasattr(runtime, "adapter"):
             raise InputError(
@@ -199,14 +203,20 @@ def open_session(payload: dict[str, Any], *, context: int) -> Session:
 
 
 def open_here(
-    path: Path, *, context: int, runtime: str | None = None, threads: int | None = None
+    path: Path,
+    *,
+    context: int,
+    runtime: str | None = None,
+    threads: int | None = None,
+    provider: str | None = None,
 ) -> Session:
     """Load an artifact in this process, for talking to it; the caller closes it.
 
     Raises:
         EdgeAdaptError: as `open_artifact`, `preferred_runtime` and `Runtime.load`.
     """
-    return open_session(_payload(path, None, runtime, threads, None), context=context)
+    payload = _payload(path, None, runtime, threads, None) | {"provider": provider}
+    return open_session(payload, context=context)
 
 
 def run_score(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.chat_template import Message
+from edgeadapt.errors import InputError
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -26,6 +27,8 @@ class SessionSettings:
     exact: bool = False
     """Trade speed for the least rounding the engine can do: float32 KV cache, no flash
     attention. For comparing logits; quality and speed are stated at the engine's defaults."""
+    provider: str = "cpu"
+    """What computes: one of the runtime's `providers`."""
 
 
 class Session(abc.ABC):
@@ -125,6 +128,8 @@ class Runtime(abc.ABC):
     """Artifact formats that it loads: `gguf`, `onnx`, `hf`."""
     modules: ClassVar[tuple[str, ...]] = ()
     """Python modules of the engine; imported before `load` is timed, so that it is load alone."""
+    providers: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Execution providers that can be asked for, by name; whether one is there, `load` tells."""
 
     @abc.abstractmethod
     def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
@@ -135,6 +140,18 @@ class Runtime(abc.ABC):
             CorruptFileError: its files are damaged.
             MissingExtraError: the engine is not installed.
         """
+
+    def check_provider(self, name: str) -> None:
+        """See that an execution provider can be asked for here.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if name.lower() not in self.providers:
+            raise InputError(
+                f"{self.name} has no execution provider {name!r}; it has "
+                f"{', '.join(self.providers)}"
+            )
 
     @abc.abstractmethod
     def version(self) -> str:

@@ -15,8 +15,10 @@ from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfText, check_room
 from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+from edgeadapt.runtimes.onnx_providers import GENAI_PROVIDERS, require
 
 _FATAL = 4
+_CPU = "CPUExecutionProvider"
 
 
 class OrtGenaiRuntime(Runtime):
@@ -25,6 +27,7 @@ class OrtGenaiRuntime(Runtime):
     name = "ort-genai"
     formats = frozenset({"onnx"})
     modules = ("onnxruntime_genai", "tokenizers")
+    providers = GENAI_PROVIDERS
 
     def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
         """Load a folder; see `Runtime.load`."""
@@ -45,7 +48,7 @@ class OrtGenaiSession(HfText, Session):
 
     Decoding that way is as fast as `generate_next_token`. The graph computes logits at every
     position that is fed, and `get_output` gives them all. `exact` changes nothing: the KV cache is
-    float32 already, and the rounding of activations is part of the graph.
+    as wide as the graph has it, and the rounding of activations is part of the graph.
     """
 
     def __init__(self, og: Any, folder: OnnxFolder, settings: SessionSettings) -> None:
@@ -57,10 +60,15 @@ class OrtGenaiSession(HfText, Session):
         self._context = min(settings.context, folder.context_length)
         self._logits_name = folder.decoder["outputs"]["logits"]
         session_options = {"intra_op_num_threads": settings.threads, "log_severity_level": _FATAL}
+        provider = require(settings.provider, genai=True)
+        self._providers = " ".join(dict.fromkeys((require(settings.provider), _CPU)))
         overlay = {"model": {"decoder": {"session_options": session_options}}}
         with loading(folder, RuntimeError):
             config = og.Config(str(folder.path))
             config.overlay(json.dumps(overlay))
+            if provider != "cpu":
+                config.clear_providers()
+                config.append_provider(provider)
             self._model = og.Model(config)
             params = og.GeneratorParams(self._model)
             params.set_search_options(max_length=self._context, do_sample=False)
@@ -100,7 +108,7 @@ class OrtGenaiSession(HfText, Session):
         return {
             "onnxruntime-genai": version("onnxruntime-genai"),
             "onnxruntime": version("onnxruntime"),
-            "providers": "CPUExecutionProvider",
+            "providers": self._providers,
             "cpu_features": kernel_features(),
         }
 

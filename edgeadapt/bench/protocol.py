@@ -63,7 +63,12 @@ def repetition(session: Session, prompt: list[int], decode_tokens: int) -> Repet
 
 def _load(runtime: Runtime, payload: dict[str, Any]) -> tuple[Session, float]:
     artifact = open_artifact(Path(payload["artifact"]))
-    settings = SessionSettings(threads=payload["threads"], context=payload["context"])
+    settings = SessionSettings(
+        threads=payload["threads"],
+        context=payload["context"],
+        provider=payload.get("provider") or "cpu",
+    )
+    runtime.check_provider(settings.provider)
     start = time.perf_counter()
     session = runtime.load(artifact, settings)
     return session, time.perf_counter() - start

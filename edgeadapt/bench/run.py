@@ -47,6 +47,7 @@ def bench_artifact(
     repetitions: int = 5,
     cold: bool = False,
     context: int | None = None,
+    provider: str | None = None,
     timeout_s: float | None = 1800.0,
 ) -> Measurement:
     """Measure load time, latency, speed and memory of an artifact, in a child process.
@@ -60,6 +61,7 @@ def bench_artifact(
         repetitions: timed ones; one more, not counted, warms up.
         cold: drop the artifact from the page cache before loading; else read it once.
         context: KV cache size in tokens; by default just enough, in steps of 256.
+        provider: execution provider of an ONNX runtime; the CPU by default.
         timeout_s: give up after so many seconds.
 
     Raises:
@@ -78,6 +80,7 @@ def bench_artifact(
         "artifact": str(path),
         "runtime": name,
         "threads": threads,
+        "provider": provider,
         **settings.model_dump(include={"prompt_tokens", "decode_tokens", "repetitions", "context"}),
     }
     _prepare_cache(path, cold)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeadapt.cli.common import standard
+from edgeadapt.cli.common import provider_option, standard
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
@@ -35,6 +35,7 @@ from edgeadapt.errors import InputError
 @click.option(
     "--context", type=click.IntRange(1), help="KV cache in tokens. Default: what it takes."
 )
+@provider_option
 @click.option("--cold", is_flag=True, help="Drop the artifact from the page cache before loading.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True,
@@ -50,6 +51,7 @@ def command(
     decode_tokens: int,
     repetitions: int,
     context: int | None,
+    provider: str | None,
     cold: bool,
     timeout: float,
     out: Path | None,
@@ -80,6 +82,7 @@ def command(
         repetitions=repetitions,
         cold=cold,
         context=context,
+        provider=provider,
         timeout_s=timeout,
     )
     records = [m.model_dump(mode="json") for m in measurements]

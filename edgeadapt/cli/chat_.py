@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeadapt.cli.common import standard
+from edgeadapt.cli.common import provider_option, standard
 from edgeadapt.console import emit_json, log
 from edgeadapt.errors import InputError
 
@@ -40,6 +40,7 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
     help="Tokens of conversation the model sees; the oldest turns are dropped beyond it.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Default: the physical cores available.")
+@provider_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @standard
 def command(
@@ -51,6 +52,7 @@ def command(
     max_tokens: int,
     context: int,
     threads: int | None,
+    provider: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -67,7 +69,9 @@ def command(
     from edgeadapt.chat import Conversation
     from edgeadapt.jobs import open_here
 
-    session = open_here(artifact, runtime=runtime, threads=threads, context=context)
+    session = open_here(
+        artifact, runtime=runtime, threads=threads, provider=provider, context=context
+    )
     try:
         conversation = Conversation(
             session,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeadapt.cli.common import end_when_asked, model_options, standard
+from edgeadapt.cli.onnx_options import for_device, onnx_options
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
     from edgeadapt.converters.base import ExportPlan
     from edgeadapt.converters.gguf.options import GgufOptions
+    from edgeadapt.converters.onnx.options import OnnxOptions
     from edgeadapt.export import ModelToExport
 
 
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 )
 @click.option("--device", help="A device profile; it picks format and quantization.")
 @click.option("--format", "format_", metavar="FORMAT", help="gguf, onnx, or a plugin's.")
-@click.option("--quant", help="Q4_K_M, Q8_0, F16, ... for gguf; int4, int8, fp32 for onnx.")
+@click.option(
+    "--quant",
+    help="Q4_K_M, Q8_0, F16, ... for gguf; int4, int8, int8-dynamic, fp16, fp32 for onnx.",
+)
 @click.option("--context", type=click.IntRange(min=1), help="Tokens that must fit the device.")
 @click.option("--calibrate", metavar="DATA", help="Weigh by importance on this data; see imatrix.")
 @click.option(
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "--split-max-size", metavar="SIZE", help="Split into files of at most 500M, 2G, ..., for gguf."
 )
+@onnx_options
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
 @click.option(
@@ -68,6 +74,7 @@ def command(
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
     split_max_size: str | None,
+    onnx: OnnxOptions,
     dry_run: bool,
     threads: int | None,
     out: Path,
@@ -112,13 +119,17 @@ def command(
     if device is not None:
         format_, chosen, reason = _choose(model, device, context)
         quant = quant or chosen
+        if format_ == "onnx":
+            from edgeadapt.devices import load_profile
+
+            onnx = for_device(onnx, load_profile(device), quant)
     assert format_ is not None and quant is not None
     options = _options(model, calibrate, imatrix, tensor_types, split_max_size, dry_run)
     if dry_run:
-        plan = plan_export(model, format_, quant, out, threads=threads, options=options)
+        plan = plan_export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
         _report_plan(plan, out, as_json)
         return
-    artifact = export(model, format_, quant, out, threads=threads, options=options)
+    artifact = export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
     _report(artifact.path, artifact.size_bytes, format_, quant, reason, artifact.lineage, as_json)
 
 

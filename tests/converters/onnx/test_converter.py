@@ -17,7 +17,7 @@ from edgeadapt.artifact import MANIFEST, open_artifact
 from edgeadapt.converters.base import ConversionRequest
 from edgeadapt.converters.onnx.converter import OnnxConverter
 from edgeadapt.converters.onnx.genai_config import end_of_turn, repair_genai_config, stop_ids
-from edgeadapt.converters.onnx.options import QUANTIZATIONS, builder_options
+from edgeadapt.converters.onnx.options import QUANTIZATIONS
 from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
 from edgeadapt.files import sha256_file
 from edgeadapt.safetensors_io import SafetensorsSource
