@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeadapt.converters.base import ConversionRequest
 from edgeadapt.converters.onnx.child import Step, run_steps
-from edgeadapt.converters.onnx.options import Settings
+from edgeadapt.converters.onnx.options import Settings, sensitive_layers
 from edgeadapt.converters.onnx.source_folder import plain_config, write_source
 from edgeadapt.converters.onnx.writers import GraphWriter
 from edgeadapt.errors import MissingExtraError, UnsupportedError
@@ -179,20 +179,11 @@ def _flag(value: bool) -> str:
 
 def _hqq_nodes(settings: Settings, layers: int) -> list[str]:
     """Matrix products that the builder leaves alone, for HQQ to take."""
-    kept = set(_sensitive(layers)) if settings.mixed else set()
+    kept = set(sensitive_layers(layers)) if settings.mixed else set()
     names = ("attn/qkv_proj", "attn/v_proj", "mlp/down_proj")
     return [
         f"/model/layers.{layer}/{name}/MatMul"
         for layer in range(layers)
         for name in _LAYER_MATMULS
         if not (layer in kept and name in names)
-    ]
-
-
-def _sensitive(layers: int) -> list[int]:
-    """Layers that the builder's `mixed_layers` gives 8 bits (llama.cpp's rule)."""
-    return [
-        layer
-        for layer in range(layers)
-        if layer < layers / 8 or layer >= 7 * layers / 8 or (layer - round(layers / 8)) % 3 == 2
     ]

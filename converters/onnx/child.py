@@ -60,7 +60,7 @@ def run_child(
     layers: int,
     threads: int,
     read_share: float,
-) -> None:
+) -> dict[str, Any]:
     """Run a program with a job as its last argument; its report tells how it ended.
 
     Args:
@@ -70,6 +70,9 @@ def run_child(
         scratch: an existing folder for the report.
         what: the program's name in messages.
         layers, threads, read_share: as `run_steps`.
+
+    Returns:
+        The report.
 
     Raises:
         RuntimeFailure: it failed or was killed.
@@ -94,10 +97,11 @@ def run_child(
         for pipe in (child.stdin, child.stdout):
             if pipe:
                 pipe.close()
-    outcome = json.loads(report.read_text()) if report.is_file() else {}
+    outcome: dict[str, Any] = json.loads(report.read_text()) if report.is_file() else {}
     if code != 0:
         raise RuntimeFailure(_why(what, code, outcome.get("error")))
     log.debug("%s took %.0f MB at its peak", what, outcome["peak_bytes"] / 1e6)
+    return outcome
 
 
 def _environment(threads: int) -> dict[str, str]:

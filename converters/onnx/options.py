@@ -141,6 +141,15 @@ def settle(
     )
 
 
+def sensitive_layers(layers: int) -> list[int]:
+    """Layers that mixed types give 8 bits: llama.cpp's rule, which the builder follows too."""
+    return [
+        layer
+        for layer in range(layers)
+        if layer < layers / 8 or layer >= 7 * layers / 8 or (layer - round(layers / 8)) % 3 == 2
+    ]
+
+
 def _check_fits(quantization: str, options: OnnxOptions) -> None:
     if options.preset is not None and quantization != "int8-dynamic":
         raise InputError(f"an instruction set is chosen for int8-dynamic, not for {quantization}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+from edgeadapt.converters.onnx.options import sensitive_layers
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 
@@ -28,7 +31,7 @@ def quantize_blocks(
     block_size: int,
     symmetric: bool,
     accuracy_level: int,
-    eight_bits: tuple[str, ...] = (),
+    mixed_layers: int = 0,
 ) -> None:
     """Turn MatMul with constant weights into MatMulNBits, in place.
 
@@ -39,14 +42,42 @@ def quantize_blocks(
         block_size: weights of a column that share a scale.
         symmetric: no zero points; rtn only.
         accuracy_level: of MatMulNBits.
-        eight_bits: names of nodes that get 8 bits all the same; not with hqq.
+        mixed_layers: number of layers, where the head and the sensitive ones get 8 bits; else 0.
     """
+    model = load(folder)
+    _fold_transposes(model)
+    names = [node.name for node in model.graph.node if node.op_type == "MatMul"]
+    eight = _sensitive(names, mixed_layers)
+    # What keeps 8 bits is rounded to nearest: there is little to gain by searching.
+    for method, width, chosen in (
+        ("rtn" if algorithm == "hqq" else algorithm, 8, eight),
+        (algorithm, bits, set(names) - eight),
+    ):
+        if chosen:
+            left = sorted(set(names) - chosen)
+            model = _quantize(model, method, width, block_size, symmetric, accuracy_level, left)
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits" and not any(
+            attribute.name == "accuracy_level" for attribute in node.attribute
+        ):  # the HQQ quantizer leaves it out
+            node.attribute.append(helper.make_attribute("accuracy_level", accuracy_level))
+    save(model, folder)
+
+
+def _quantize(
+    model: Any,
+    algorithm: str,
+    bits: int,
+    block_size: int,
+    symmetric: bool,
+    accuracy_level: int,
+    left: list[str],
+) -> Any:
+    """All MatMul nodes but those `left`."""
     from onnxruntime.quantization import matmul_nbits_quantizer as q
 
     logging.getLogger(q.__name__).setLevel(logging.WARNING)
-    model = load(folder)
-    names = [node.name for node in model.graph.node if node.op_type == "MatMul"]
-    widths = {name: {"bits": 8 if name in eight_bits else bits} for name in names}
+    widths = {node.name: {"bits": bits} for node in model.graph.node if node.op_type == "MatMul"}
     if algorithm == "hqq":
         how: Any = q.HQQWeightOnlyQuantConfig(block_size=block_size, bits=bits)
     elif algorithm == "k_quant":
@@ -61,15 +92,38 @@ def quantize_blocks(
         accuracy_level=accuracy_level,
         algo_config=how,
         op_types_to_quantize=("MatMul",),
+        nodes_to_exclude=left,
     )
     quantizer.process()
-    model = quantizer.model.model
-    for node in model.graph.node:
-        if node.op_type == "MatMulNBits" and not any(
-            attribute.name == "accuracy_level" for attribute in node.attribute
-        ):  # the HQQ quantizer leaves it out
-            node.attribute.append(helper.make_attribute("accuracy_level", accuracy_level))
-    save(model, folder)
+    return quantizer.model.model
+
+
+def _sensitive(names: list[str], layers: int) -> set[str]:
+    """The head, and values and down projections of the sensitive layers."""
+    if not layers:
+        return set()
+    chosen = {name for name in names if "lm_head" in name}
+    for layer in sensitive_layers(layers):
+        part = re.compile(rf"[./](?:layers|h)\.{layer}/.*(?:qkv_proj|v_proj|down_proj)/MatMul$")
+        chosen.update(name for name in names if part.search(name))
+    return chosen
+
+
+def _fold_transposes(model: Any) -> None:
+    """Give a MatMul that reads a transposed matrix a matrix of its own: quantizers want that."""
+    graph = model.graph
+    values = {initializer.name: initializer for initializer in graph.initializer}
+    turned = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Transpose" and node.input[0] in values
+    }
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in turned:
+            matrix = numpy_helper.to_array(values[turned[node.input[1]]])
+            name = f"{node.name}/weight"
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(matrix.T), name))
+            node.input[1] = name
 
 
 def quantize_dynamically(folder: Path, preset: str) -> None:
@@ -98,7 +152,7 @@ def quantize_dynamically(folder: Path, preset: str) -> None:
         extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
     )
     for name in (GRAPH, DATA):
-        (folder / name).unlink()
+        (folder / name).unlink()  # quantized.onnx names its own data
     model = onnx.load(str(partial))
     for path in folder.glob("quantized.onnx*"):
         path.unlink()
@@ -155,7 +209,7 @@ def _gather_from_integers(model: Any, gather: str, matrix: str) -> None:
         numpy_helper.from_array(np.array(point, np.float32), f"{prefix}/zero_point")
     )
     graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{prefix}/last"))
-    steps = [
+    steps: list[tuple[str, list[Any], dict[str, Any]]] = [
         ("Gather", [f"{matrix}_quantized", ids], {"axis": 1}),  # (width, batch, tokens)
         ("Transpose", [0], {"perm": [1, 2, 0]}),
         ("Cast", [1], {"to": onnx.TensorProto.FLOAT}),

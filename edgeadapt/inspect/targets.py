@@ -85,9 +85,9 @@ def check_onnx(source: WeightSource, folder: Path | None) -> tuple[str, ...]:
     Raises:
         UnsupportedError: it does not.
     """
-    from edgeadapt.converters.onnx.options import builder_options
+    from edgeadapt.converters.onnx.builder import check_supported
 
-    builder_options("fp32", source.config)
+    check_supported(source.config)
     return ()
 
 
