@@ -83,6 +83,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
             "norm_topk_prob": True, "head_dim": 32,
         },
     ),
+    "gemma": ("GemmaConfig", {"head_dim": 32}),
     "gemma2": (
         "Gemma2Config",
         {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 24},

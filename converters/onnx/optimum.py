@@ -113,7 +113,8 @@ class OptimumWriter(GraphWriter):
         source, out = (str(path.resolve()) for path in (scratch / "source", folder))
         script = files("edgeadapt.converters.onnx") / "optimum_child.py"
         outcome = run_child(
-            [str(environment_python(environment())), "-u", str(script)],
+            # -I: neither the script's folder nor PYTHONPATH may shadow what is installed there.
+            [str(environment_python(environment())), "-I", "-u", str(script)],
             {"source": source, "out": out, "scratch": str(scratch.resolve() / "optimum")},
             scratch,
             what="optimum's exporter",

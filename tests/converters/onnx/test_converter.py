@@ -15,6 +15,7 @@ import pytest
 
 from edgeadapt.artifact import MANIFEST, open_artifact
 from edgeadapt.converters.base import ConversionRequest
+from edgeadapt.converters.onnx.builder import check_supported
 from edgeadapt.converters.onnx.converter import OnnxConverter
 from edgeadapt.converters.onnx.genai_config import end_of_turn, repair_genai_config, stop_ids
 from edgeadapt.converters.onnx.options import QUANTIZATIONS
@@ -38,10 +39,13 @@ def test_folder_is_complete_and_described(tiny_model: Path, quantization: str) -
     assert set(manifest["files"]) == present - {MANIFEST}
     for name, entry in manifest["files"].items():
         assert entry["sha256"] == sha256_file(artifact.path / name)
-    builder = manifest["lineage"]["builder"]
-    assert builder["version"]
-    if quantization != "fp32":
-        assert {"block_size", "accuracy_level", "algo_config", "is_symmetric"} <= set(builder)
+    lineage = manifest["lineage"]
+    assert lineage["builder"]["version"]
+    settings = lineage["settings"]
+    assert settings["shared_embeddings"] is True
+    if quantization in ("int4", "int8"):
+        assert {"block_size", "accuracy_level", "algorithm", "symmetric"} <= set(settings)
+        assert {"block_size", "accuracy_level", "algo_config"} <= set(lineage["builder"])
     assert open_artifact(artifact.path) == artifact
     assert not list(artifact.path.parent.glob(".*"))
 
@@ -49,10 +53,10 @@ def test_folder_is_complete_and_described(tiny_model: Path, quantization: str) -
 def test_quantized_is_smaller(tiny_model: Path) -> None:
     sizes = [
         (exported(tiny_model, name).path / "model.onnx.data").stat().st_size
-        for name in ("int4", "int8", "fp32")
+        for name in ("int4", "int8-dynamic", "int8", "fp16", "fp32")
     ]
     assert sizes == sorted(sizes)
-    assert sizes[0] * 3 < sizes[2]
+    assert sizes[0] * 3 < sizes[-1]
 
 
 def test_stop_ids_come_from_the_model_not_the_builder(tiny_model: Path, tmp_path: Path) -> None:
@@ -132,16 +136,10 @@ def test_unknown_rope(tiny_model: Path, out: Path, rope: dict[str, str]) -> None
         convert(Changed(tiny_model, rope_parameters=rope), tiny_model, out)
 
 
-@pytest.mark.parametrize(("width", "symmetric"), [(64, "false"), (96, "true"), (65, "true")])
-def test_zero_points_come_in_pairs(width: int, symmetric: str) -> None:
-    options = builder_options("int4", {"architectures": ["LlamaForCausalLM"]}, {128, width})
-    assert options["is_symmetric"] == symmetric
-
-
 def test_rope_of_each_kind_of_layer_is_looked_at() -> None:
     rope = {"full_attention": {"rope_type": "yarn"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(UnsupportedError, match="yarn"):
-        builder_options("fp32", {"architectures": ["LlamaForCausalLM"], "rope_parameters": rope})
+        check_supported({"architectures": ["LlamaForCausalLM"], "rope_parameters": rope})
 
 
 def test_missing_tensor_fails_instead_of_being_made_up(tiny_model: Path, out: Path) -> None:

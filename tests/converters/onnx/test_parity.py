@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
         {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 24, "layers": 3},
     ),
     "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gemma3": ("gemma3", {}),
     "phi3": ("phi3", {}),
@@ -50,12 +51,19 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
             "max_position_embeddings": 1024,
         },
     ),
+    "granite": ("granite", {}),
+    "smollm3": ("smollm3", {}),
 }  # fmt: skip
+FAST = "gemma3"
+"""Has all there is: both kinds of layers, windows, two rotary bases, norms of every sort."""
 POSITIONS = 256
 CUTS = (1, 100, 101, 102, 200)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == FAST else pytest.mark.e2e) for name in CASES],
+)
 def test_graph_equals_torch(tmp_path: Path, name: str) -> None:
     family, options = CASES[name]
     model = save_model(tmp_path / "model", family, **options)  # type: ignore[arg-type]
