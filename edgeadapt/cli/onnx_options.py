@@ -86,9 +86,10 @@ def onnx_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def for_device(options: OnnxOptions, profile: DeviceProfile, quantization: str) -> OnnxOptions:
     """Add what a device's profile says: threads, session options, instruction set."""
-    runtime = next((item for item in profile.runtimes if item.format == "onnx"), None)
-    session = {"intra_op_num_threads": int(profile.threads.value)}
-    options = replace(options, session=session | (dict(runtime.session_options) if runtime else {}))
+    session: dict[str, int | str] = {"intra_op_num_threads": int(profile.threads.value)}
+    for runtime in profile.runtimes:
+        session.update(runtime.session_options)
+    options = replace(options, session=session)
     if quantization == "int8-dynamic" and options.preset is None:
         preset = "arm64" if profile.cpu.arch == "aarch64" else "avx2"
         if "avx512_vnni" in profile.cpu.isa:
