@@ -128,13 +128,15 @@ def settle(
     algorithm = chosen.removesuffix("_mixed")
     block_size = options.block_size or _BLOCK_SIZE
     level = _ACCURACY_LEVEL if options.accuracy_level is None else options.accuracy_level
-    packed = quantization == "int4" and algorithm != "hqq"
+    mixed = chosen.endswith("_mixed")
+    # Zero points of HQQ are fractions, which nobody packs; those of its head are not.
+    packed = quantization == "int4" and not (algorithm == "hqq" and mixed)
     odd = packed and any(-(-width // block_size) % 2 for width in widths)
     return Settings(
         quantization,
         tied,
         algorithm=algorithm,
-        mixed=chosen.endswith("_mixed"),
+        mixed=mixed,
         block_size=block_size,
         symmetric=_symmetric(algorithm, options, block_size, odd),
         accuracy_level=level,
