@@ -18,6 +18,8 @@ pytestmark = pytest.mark.e2e
 ENGINES = ("ort-genai", "onnxruntime")
 SETTINGS = SessionSettings(threads=2, context=512)
 CUTS = (1, 200, 201)
+STEPS = tuple(range(250, 256))
+"""One token at a time: onnxruntime's CPU attention takes no more of a batch that has a past."""
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -50,9 +52,8 @@ def test_fp32_equals_torch(base: Path) -> None:
     ids = np.array([text[start : start + 256] for start in (0, 100, 200, 300)])
     expected = torch_logits(base, ids)
     graph = Graph(artifact.path)
-    for batch in (1, 4):
-        for cuts in ((), CUTS):
-            assert np.abs(graph.logits(ids[:batch], cuts) - expected[:batch]).max() < 1e-3
+    for batch, cuts in ((1, ()), (1, CUTS), (4, ()), (4, STEPS)):
+        assert np.abs(graph.logits(ids[:batch], cuts) - expected[:batch]).max() < 1e-3
     del graph
     for engine in ENGINES:
         session = get_runtime(engine).load(artifact, SETTINGS)

@@ -58,6 +58,8 @@ FAST = "gemma3"
 """Has all there is: both kinds of layers, windows, two rotary bases, norms of every sort."""
 POSITIONS = 256
 CUTS = (1, 100, 101, 102, 200)
+STEPS = tuple(range(200, POSITIONS))
+"""One token at a time: onnxruntime's CPU attention takes no more of a batch that has a past."""
 
 
 @pytest.mark.parametrize(
@@ -72,10 +74,9 @@ def test_graph_equals_torch(tmp_path: Path, name: str) -> None:
     ids = np.random.default_rng(0).integers(3, 320, (4, POSITIONS))
     expected = torch_logits(model, ids)
     assert np.abs(expected).max() > 0.5, "the logits say too little"
-    for batch in (1, 4):
-        for cuts in ((), CUTS):
-            error = np.abs(graph.logits(ids[:batch], cuts) - expected[:batch]).max()
-            assert error < 1e-4, f"batch {batch}, cuts {cuts}"
+    for batch, cuts in ((1, ()), (1, CUTS), (4, ()), (4, STEPS)):
+        error = np.abs(graph.logits(ids[:batch], cuts) - expected[:batch]).max()
+        assert error < 1e-4, f"batch {batch}, cuts {cuts}"
     _check_engines(artifact, ids[0].tolist(), expected[0])
 
 
