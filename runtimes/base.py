@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.chat_template import Message
-from edgeadapt.errors import InputError
+from edgeadapt.errors import InputError, UnsupportedError
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -89,6 +90,22 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Free the model."""
+
+    def use_adapter(self, path: Path | None) -> None:
+        """Switch to an adapter in the engine's own format, or with None back to the base alone.
+
+        Empties the KV cache: what is in it was computed with other weights.
+
+        Raises:
+            InputError: the file is missing, damaged, or made for another model.
+            UnsupportedError: this engine loads no adapters here.
+        """
+        if path is not None:
+            raise UnsupportedError(
+                f"this runtime cannot use the adapter {path}; ONNX runtimes load .onnx_adapter "
+                "files beside a graph exported with --adapter-mode separate"
+            )
+        self.reset()
 
     def generate(
         self, ids: Sequence[int], *, max_tokens: int, temperature: float = 0.0, seed: int = 0

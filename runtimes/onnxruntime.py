@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgeadapt.errors import CorruptFileError, MissingExtraError, RuntimeFailure
 from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfText, check_room
+from edgeadapt.runtimes.onnx_adapter import read_adapter
 from edgeadapt.runtimes.onnx_cache import (
     AlternatingCache,
     CacheShape,
@@ -82,6 +84,7 @@ class OnnxruntimeSession(HfText, Session):
             self._dtype = tensor_dtype(outputs[self._logits_name].type)
             self._cache = self._make_cache(folder)
         self._binding = self._session.io_binding()
+        self._folder, self._adapter = folder.path, dict[str, Any]()
         self._mask = np.ones((1, self._context), dtype=np.int64)
         self._last: Float32Array = np.zeros((1, 1, self.vocab_size), dtype=np.float32)
 
@@ -153,6 +156,24 @@ class OnnxruntimeSession(HfText, Session):
         """Empty the KV cache; its buffers are overwritten as they fill again."""
         self.position = 0
 
+    def use_adapter(self, path: Path | None) -> None:
+        """Switch adapters; see `Session.use_adapter`.
+
+        The adapter's tensors are bound as inputs, since onnxruntime (1.32) leaves the active
+        adapters of the run options aside where inputs are bound. What the last adapter gave and
+        this one does not is bound to nothing again: to a matrix of rank 0.
+        """
+        given = {} if path is None else read_adapter(path, self._folder)
+        for name in self._adapter.keys() - given.keys():
+            rank_axis = 1 if name.endswith(".lora_A.weight") else 0
+            shape = list(self._adapter[name].shape())
+            shape[rank_axis] = 0
+            given[name] = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+        for name, value in given.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._adapter = given
+        self.reset()
+
     def build_info(self) -> dict[str, str]:
         """Version, build, providers, and the CPU features that kernels are chosen by."""
         return {
@@ -168,7 +189,7 @@ class OnnxruntimeSession(HfText, Session):
 
     def close(self) -> None:
         """Free the model."""
-        del self._binding, self._cache, self._session
+        del self._binding, self._cache, self._adapter, self._session
 
 
 @contextlib.contextmanager

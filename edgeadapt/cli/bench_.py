@@ -36,6 +36,10 @@ from edgeadapt.errors import InputError
     "--context", type=click.IntRange(1), help="KV cache in tokens. Default: what it takes."
 )
 @provider_option
+@click.option(
+    "--adapter", type=click.Path(path_type=Path),
+    help="With this adapter active: an .onnx_adapter file, or for torch a PEFT folder.",
+)  # fmt: skip
 @click.option("--cold", is_flag=True, help="Drop the artifact from the page cache before loading.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True,
@@ -52,6 +56,7 @@ def command(
     repetitions: int,
     context: int | None,
     provider: str | None,
+    adapter: Path | None,
     cold: bool,
     timeout: float,
     out: Path | None,
@@ -83,6 +88,7 @@ def command(
         cold=cold,
         context=context,
         provider=provider,
+        adapter=adapter,
         timeout_s=timeout,
     )
     records = [m.model_dump(mode="json") for m in measurements]

@@ -25,6 +25,10 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
 @click.command("chat")
 @click.argument("artifact", type=Path)
 @click.option("--runtime", metavar="NAME", help="Default: the preferred one for the format.")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path),
+    help="With this adapter active: an .onnx_adapter file, or for torch a PEFT folder.",
+)  # fmt: skip
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
 @click.option("--prompt", metavar="TEXT", help="Ask this, print the answer and leave.")
 @click.option(
@@ -46,6 +50,7 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
 def command(
     artifact: Path,
     runtime: str | None,
+    adapter: Path | None,
     system: str | None,
     prompt: str | None,
     temperature: float,
@@ -70,7 +75,12 @@ def command(
     from edgeadapt.jobs import open_here
 
     session = open_here(
-        artifact, runtime=runtime, threads=threads, provider=provider, context=context
+        artifact,
+        adapter=adapter,
+        runtime=runtime,
+        threads=threads,
+        provider=provider,
+        context=context,
     )
     try:
         conversation = Conversation(

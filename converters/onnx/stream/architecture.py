@@ -277,7 +277,9 @@ class _Reader:
         )
 
     def _gate_and_up(self, source: str, graph: str) -> tuple[Linear, Linear]:
-        gate, up, packed = (f"{source}mlp.{name}" for name in ("gate_proj", "up_proj", "gate_up_proj"))
+        gate, up, packed = (
+            f"{source}mlp.{name}" for name in ("gate_proj", "up_proj", "gate_up_proj")
+        )
         names = f"{graph}mlp.gate_proj", f"{graph}mlp.up_proj"
         if f"{packed}.weight" not in self._infos:
             return (
@@ -340,10 +342,14 @@ def _layer_kinds(config: Mapping[str, Any], family: str) -> list[str]:
     if family == "Gemma2ForCausalLM":
         sliding = [number % 2 == 0 for number in range(count)]
     elif family == "Gemma3ForCausalLM":
-        pattern = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+        pattern = int(
+            config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+        )
         sliding = [(number + 1) % pattern != 0 for number in range(count)]
     elif family in ("Qwen2ForCausalLM", "Qwen3ForCausalLM"):
-        first = int(config.get("max_window_layers", 28)) if config.get("use_sliding_window") else count
+        first = (
+            int(config.get("max_window_layers", 28)) if config.get("use_sliding_window") else count
+        )
         sliding = [number >= first for number in range(count)]
     else:
         sliding = [family in ("MistralForCausalLM", "Phi3ForCausalLM")] * count

@@ -105,22 +105,18 @@ def _k_quant(data: Float32Array, scheme: BlockScheme) -> tuple[npt.NDArray[np.fl
     """Scale and zero point that make the weighted squared error small; shape (blocks, 1).
 
     The method of llama.cpp's k-quants (`make_qkx2_quants`): from several scales the codes, and from
-    the codes the scale and offset by least squares, large values weighing more.
+    the codes the scale and offset by least squares, large values weighing more. As in onnxruntime,
+    and unlike in llama.cpp, each trial starts from the best offset so far.
     """
     levels = np.float32(2**scheme.bits - 1)
-    low, high = data.min(axis=1, keepdims=True), data.max(axis=1, keepdims=True)
-    flat = low == high
-    span = np.where(flat, np.float32(1), high - low)
+    offset, high = data.min(axis=1, keepdims=True), data.max(axis=1, keepdims=True)
     weight = np.sqrt(_sum(data**2) / scheme.block) + np.abs(data)
     total, first = _sum(weight), _sum(weight * data)
-    factor = np.where(flat, np.float32(1), levels / span)
-    scale, offset = 1 / factor, low
-    codes = np.clip(np.round(factor * (data - low)), 0, levels)
+    codes = _codes(data, offset, high, levels, levels)
+    scale = 1 / _factor(offset, high, levels)
     best = _sum(weight * (scale * codes + offset - data) ** 2)
     for step in range(_STEPS):
-        wider = np.float32(-1 + 0.1 * step + int(levels))
-        factor = np.where(flat, np.float32(1), wider / span)
-        codes = np.clip(np.round(factor * (data - low)), 0, levels)
+        codes = _codes(data, offset, high, np.float32(-1 + 0.1 * step + int(levels)), levels)
         weighted = weight * codes
         ones, twos, mixed = _sum(weighted), _sum(weighted * codes), _sum(weighted * data)
         with np.errstate(divide="ignore", invalid="ignore"):  # all codes alike: not an improvement
@@ -134,6 +130,19 @@ def _k_quant(data: Float32Array, scheme: BlockScheme) -> tuple[npt.NDArray[np.fl
         offset = np.where(better, new_offset, offset)
     zero = np.clip(np.round(-offset / scale), 0, levels)
     return scale.astype(np.float64), zero.astype(np.uint8)
+
+
+def _factor(low: Float32Array, high: Float32Array, width: np.float32) -> Float32Array:
+    """What spreads a block over `width` levels; 1 where all its values are alike."""
+    flat = low == high
+    return np.where(flat, np.float32(1), width / np.where(flat, np.float32(1), high - low))
+
+
+def _codes(
+    data: Float32Array, low: Float32Array, high: Float32Array, width: np.float32, levels: np.float32
+) -> Float32Array:
+    codes: Float32Array = np.round(_factor(low, high, width) * (data - low))
+    return np.clip(codes, 0, levels, out=codes)
 
 
 def _sum(values: Float32Array) -> Float32Array:

@@ -9,6 +9,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,8 @@ from edgeadapt.converters.gguf.plan import TensorPlan
 from edgeadapt.converters.onnx.stream.architecture import Attention, Decoder, Layer, Linear
 from edgeadapt.converters.onnx.stream.blocks import BlockScheme
 from edgeadapt.converters.onnx.stream.data import DataLayout
-from edgeadapt.converters.onnx.stream.graph import CONTRIB, GraphWriter
+from edgeadapt.converters.onnx.stream.graph import CONTRIB, GraphBuilder
+from edgeadapt.lora_slots import input_names
 
 _HALF = "fp16"
 
@@ -32,17 +34,19 @@ class Precision:
     """`fp32`, `fp16`, `int8` or `int4`."""
     blocks: BlockScheme | None = None
     """For those of them that are quantized."""
+    mixed: bool = False
+    """Head and sensitive layers in 8 bits, the rest in 4."""
     accuracy_level: int = 4
     """4: the kernels round activations to int8 in blocks, which is what the fast ones take."""
 
     def scheme(self, linear: Linear, layer: int | None, layers: int) -> BlockScheme | None:
-        """How one matrix is quantized.
+        """How one matrix is quantized; None: it is not.
 
-        With 4 bits, the head keeps 8, and so do q, k, v and the MLP's way down in the layers that
+        Mixed, the head has 8 bits, and so have q, k, v and the MLP's way down in the layers that
         llama.cpp's mixed types (`llama-quant.cpp`) favour as well: the first and last eighth and
         every third between.
         """
-        if self.blocks is None or self.blocks.bits == 8:
+        if self.blocks is None or not self.mixed:
             return self.blocks
         wide = replace(self.blocks, bits=8)
         if layer is None:
@@ -54,37 +58,19 @@ class Precision:
         return wide if favoured and sensitive else self.blocks
 
 
-@dataclass(frozen=True)
-class LoraSlot:
-    """Where an adapter's product can be added: two optional inputs of the graph."""
-
-    linear: Linear
-
-    @property
-    def inputs(self) -> tuple[str, str]:
-        """Names of A, shape (columns, rank), and of B, shape (rank, rows)."""
-        return f"{self.linear.name}.lora_A.weight", f"{self.linear.name}.lora_B.weight"
-
-
-def lora_slots(decoder: Decoder, sources: Collection[str]) -> list[LoraSlot]:
-    """A slot for every product with rows of one of the named source tensors."""
-    return [LoraSlot(linear) for linear in decoder.linears if linear.sources & set(sources)]
-
-
 @dataclass
 class DecoderGraph:
     """The graph of one decoder and the layout of its weights."""
 
     decoder: Decoder
     precision: Precision
-    lora_sources: Collection[str] = ()
-    """Tensors of the checkpoint that adapters may change at run time."""
+    adapted: Collection[str] = ()
+    """Names of the products that adapters may change at run time."""
     data_name: str = "model.onnx.data"
     layout: DataLayout = field(default_factory=DataLayout)
 
     def __post_init__(self) -> None:
-        self.graph = GraphWriter(self.data_name)
-        self._lora = {slot.linear.name: slot for slot in lora_slots(self.decoder, self.lora_sources)}
+        self.graph = GraphBuilder(self.data_name)
         self._build()
 
     def _build(self) -> None:
@@ -261,7 +247,7 @@ class DecoderGraph:
         """One product for all three, unless an adapter adds to each its own."""
         decoder, graph = self.decoder, self.graph
         linears = (attention.query, attention.key, attention.value)
-        if any(linear.name in self._lora for linear in linears):
+        if any(linear.name in self.adapted for linear in linears):
             query, key, value = (self._linear(linear, number, hidden) for linear in linears)
         else:
             packed = self._linear(_stacked(linears), number, hidden)
@@ -303,10 +289,8 @@ class DecoderGraph:
 
     def _linear(self, linear: Linear, layer: int | None, hidden: str, output: str = "") -> str:
         """Multiply, add a bias, add what an adapter may give."""
-        graph, name = self.graph, "/" + linear.name.replace(".attn.", "/attn/").replace(
-            ".mlp.", "/mlp/"
-        ).replace("model.", "model/")
-        slot = self._lora.get(linear.name)
+        graph, name = self.graph, _node_name(linear)
+        slot = linear.name in self.adapted
         final = output or f"{name}/output_0"
         plain = final if not (linear.bias or slot) else f"{name}/MatMul/output_0"
         result = self._product(linear, layer, hidden, name, plain)
@@ -315,14 +299,18 @@ class DecoderGraph:
             named = f"{name}/Add/output_0" if slot else final
             (result,) = graph.node("Add", f"{name}/Add", [result, bias], outputs=[named])
         if slot:
-            rows, columns = linear.weight.shape
-            rank = f"{linear.name}.rank"
-            a = graph.optional_input(slot.inputs[0], [columns, rank])
-            b = graph.optional_input(slot.inputs[1], [rank, rows])
-            (small,) = graph.node("MatMul", f"{name}/lora_A/MatMul", [hidden, a])
-            (change,) = graph.node("MatMul", f"{name}/lora_B/MatMul", [small, b])
-            (result,) = graph.node("Add", f"{name}/lora/Add", [result, change], outputs=[final])
+            result = self._add_change(linear, name, hidden, result, final)
         return result
+
+    def _add_change(self, linear: Linear, name: str, hidden: str, result: str, output: str) -> str:
+        """Add an adapter's product of two small matrices, which is zero while none is given."""
+        graph, (rows, columns) = self.graph, linear.weight.shape
+        rank, names = f"{linear.name}.rank", input_names(linear.name)
+        a = graph.optional_input(names[0], [columns, rank])
+        b = graph.optional_input(names[1], [rank, rows])
+        (small,) = graph.node("MatMul", f"{name}/lora_A/MatMul", [hidden, a])
+        (change,) = graph.node("MatMul", f"{name}/lora_B/MatMul", [small, b])
+        return graph.node("Add", f"{name}/lora/Add", [result, change], outputs=[output])[0]
 
     def _product(
         self, linear: Linear, layer: int | None, hidden: str, name: str, output: str
@@ -336,9 +324,7 @@ class DecoderGraph:
             weight = (
                 self._head_table
                 if tied
-                else graph.stored(
-                    self.layout.add_float(linear.weight, half=half, transposed=True)
-                )
+                else graph.stored(self.layout.add_float(linear.weight, half=half, transposed=True))
             )
             if half:
                 (weight,) = graph.node("Cast", f"{name}/Cast", [weight], to=TensorProto.FLOAT)
@@ -385,6 +371,11 @@ class DecoderGraph:
         together = graph.constant([0, -1, heads * size], np.int64)
         normed = self._norm(split, plan)
         return graph.node("Reshape", f"/{plan.name}/Reshape_2", [normed, together])[0]
+
+
+def _node_name(linear: Linear) -> str:
+    """The builder's name for it: `/model/layers.0/attn/q_proj`, `/lm_head`."""
+    return "/" + re.sub(r"(?<=model)\.|\.(?=attn|mlp|\w+_proj)", "/", linear.name)
 
 
 def _stacked(linears: tuple[Linear, Linear, Linear]) -> Linear:

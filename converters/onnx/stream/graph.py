@@ -23,7 +23,7 @@ _IR_VERSION = 10
 Dimension = int | str
 
 
-class GraphWriter:
+class GraphBuilder:
     """Collects what `onnx.ModelProto` is made of; values go by their names."""
 
     def __init__(self, data_name: str) -> None:
@@ -72,7 +72,11 @@ class GraphWriter:
         tensor = TensorProto(name=alias or placed.name, dims=shape or placed.shape)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(placed.dtype)
         tensor.data_location = TensorProto.EXTERNAL
-        entries = ("location", self._data_name), ("offset", placed.offset), ("length", placed.nbytes)
+        entries = (
+            ("location", self._data_name),
+            ("offset", placed.offset),
+            ("length", placed.nbytes),
+        )
         for key, value in entries:
             tensor.external_data.add(key=key, value=str(value))
         self._initializers[tensor.name] = tensor
@@ -128,7 +132,11 @@ class GraphWriter:
             onnx.checker.ValidationError: a mistake of whoever built it.
         """
         graph = helper.make_graph(
-            self._nodes, "main_graph", self._inputs, self._outputs, list(self._initializers.values())
+            self._nodes,
+            "main_graph",
+            self._inputs,
+            self._outputs,
+            list(self._initializers.values()),
         )
         opsets = [helper.make_opsetid(domain, number) for domain, number in _OPSETS.items()]
         model = helper.make_model(
