@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeadapt.artifact import Artifact
-from edgeadapt.converters.base import ConversionRequest, Converter
+from edgeadapt.converters.base import ConversionRequest, Converter, ExportPlan
 from edgeadapt.converters.onnx.genai_config import repair_genai_config
 from edgeadapt.converters.onnx.options import QUANTIZATIONS, Settings, settle
 from edgeadapt.converters.onnx.source_folder import copy_tokenizer
-from edgeadapt.converters.onnx.writers import get_writer
+from edgeadapt.converters.onnx.writers import choose_writer
 from edgeadapt.files import atomic_folder, check_disk
 from edgeadapt.tokenizer import ModelTokenizer
 from edgeadapt.weights import is_tied
@@ -21,6 +21,12 @@ class OnnxConverter(Converter):
     format = "onnx"
     quantizations = QUANTIZATIONS
 
+    def plan(self, request: ConversionRequest, out: Path) -> ExportPlan:
+        """The size to the byte from our own writer, else an estimate; see `Converter.plan`."""
+        settings = _settings(request)
+        plan = choose_writer(request, settings).plan(request, settings, out)
+        return plan or super().plan(request, out)
+
     def convert(self, request: ConversionRequest, out: Path) -> Artifact:
         """Write a folder: graph, weights, genai_config.json, tokenizer files, manifest.
 
@@ -31,7 +37,7 @@ class OnnxConverter(Converter):
             RuntimeFailure: the exporter failed.
         """
         settings = _settings(request)
-        writer = get_writer(request.onnx.exporter)
+        writer = choose_writer(request, settings)
         described = writer.describe(request, settings)
         tokenizer = ModelTokenizer.from_folder(request.model_folder)
         lineage = request.lineage | {

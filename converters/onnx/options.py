@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeadapt.errors import InputError, UnsupportedError
+from edgeadapt.weights import LowRankUpdate
 
 QUANTIZATIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
 """`int8` and `int4` keep weights in blocks (MatMulNBits); `int8-dynamic` also computes in int8,
@@ -45,11 +46,19 @@ _ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True)
+class SeparateAdapter:
+    """An adapter that becomes a file of its own beside the graph."""
+
+    name: str
+    updates: tuple[LowRankUpdate, ...]
+
+
+@dataclass(frozen=True)
 class OnnxOptions:
     """Options of the ONNX converter; None stands for the default of the quantization."""
 
     exporter: str | None = None
-    """What writes the graph: `builder` or `optimum`; None for what knows the architecture."""
+    """What writes the graph: `stream`, `builder` or `optimum`; None: what knows the family."""
     algorithm: str | None = None
     block_size: int | None = None
     """Weights of a row that share a scale."""
@@ -61,6 +70,9 @@ class OnnxOptions:
     session: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
     """Session options to write into genai_config.json: `intra_op_num_threads`, and entries such
     as `session.intra_op.allow_spinning`."""
+
+    adapters: tuple[SeparateAdapter, ...] = ()
+    """The graph takes these, and others like them, at run time; only of the stream exporter."""
 
     def __post_init__(self) -> None:
         for what, value, known in (

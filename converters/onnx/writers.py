@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from edgeadapt.converters.base import ConversionRequest
+from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.onnx.options import Settings
 from edgeadapt.errors import InputError
 
@@ -26,6 +26,10 @@ class GraphWriter(abc.ABC):
             MissingExtraError: what it takes is not installed.
         """
 
+    def plan(self, request: ConversionRequest, settings: Settings, out: Path) -> ExportPlan | None:
+        """What `write` will take; None where nothing better than the general estimate is known."""
+        return None
+
     @abc.abstractmethod
     def write(self, request: ConversionRequest, settings: Settings, folder: Path) -> None:
         """Write into an existing folder; scratch files below it are removed again.
@@ -36,6 +40,7 @@ class GraphWriter(abc.ABC):
 
 
 _WRITERS = {
+    "stream": "edgeadapt.converters.onnx.stream.writer:StreamWriter",
     "builder": "edgeadapt.converters.onnx.builder:BuilderWriter",
     "optimum": "edgeadapt.converters.onnx.optimum:OptimumWriter",
 }
@@ -46,14 +51,27 @@ def writer_names() -> tuple[str, ...]:
     return tuple(_WRITERS)
 
 
-def get_writer(name: str | None) -> GraphWriter:
-    """A graph writer by name; None for the default, onnxruntime-genai's builder.
+def get_writer(name: str) -> GraphWriter:
+    """A graph writer by name.
 
     Raises:
         InputError: there is none of this name.
     """
-    name = name or next(iter(_WRITERS))
     if name not in _WRITERS:
         raise InputError(f"there is no ONNX exporter {name!r}; choose {' or '.join(_WRITERS)}")
     module, _, attribute = _WRITERS[name].partition(":")
     return cast(GraphWriter, getattr(importlib.import_module(module), attribute)())
+
+
+def choose_writer(request: ConversionRequest, settings: Settings) -> GraphWriter:
+    """The writer that was asked for, else our own, else for what it lacks the builder.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if request.onnx.exporter is not None:
+        return get_writer(request.onnx.exporter)
+    from edgeadapt.converters.onnx.stream.writer import StreamWriter
+
+    own = StreamWriter()
+    return own if own.refuses(request, settings) is None else get_writer("builder")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,10 +38,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 
+_ROTARY_MULTIPLE = 16
+"""Of the values of a head that GroupQueryAttention turns (onnxruntime 1.32, on the CPU)."""
+
 _COMPUTED = ".rotary_emb.inv_freq"
 """Buffers that old checkpoints saved and every runtime computes for itself."""
-
-_LAYER = re.compile(r"(.*\.layers\.)(\d+)\.")
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -132,23 +132,30 @@ class Decoder:
         yield self.head
 
 
-def covers(config: Mapping[str, Any]) -> str | None:
-    """Why a model's graph cannot be written here; None if it can."""
-    architecture = (config.get("architectures") or ["none"])[0]
+def unsupported(given: Mapping[str, Any]) -> str | None:
+    """Why a model's graph cannot be written here; None if it can, or if its config is damaged."""
+    architecture = (given.get("architectures") or ["none"])[0]
     if architecture not in FAMILIES:
         return (
             f"the ONNX writer does not know the architecture {architecture}; "
             f"it knows {', '.join(FAMILIES)}"
         )
-    activation = _activation(FAMILIES[architecture] | dict(config))
-    if activation not in ACTIVATIONS:
+    config = FAMILIES[architecture] | dict(given)
+    if (activation := _activation(config)) not in ACTIVATIONS:
         return f"the ONNX writer does not know the activation {activation}"
     try:
-        ropes(FAMILIES[architecture] | dict(config), 64, (FULL, SLIDING))
+        size = _head_size(config)
+        widths = {rope.width for rope in ropes(config, size, (FULL, SLIDING)).values()}
+        _layer_kinds(config, architecture)
     except UnsupportedError as error:
         return str(error)
-    except (CorruptFileError, KeyError, TypeError, ValueError):
+    except (CorruptFileError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return None  # it says more when it is read
+    if odd := [width for width in widths if width % _ROTARY_MULTIPLE]:
+        return (
+            f"onnxruntime's attention turns multiples of {_ROTARY_MULTIPLE} values of a head, and "
+            f"this model turns {odd[0]} of {size}"
+        )
     return None
 
 
@@ -159,7 +166,7 @@ def describe(source: WeightSource) -> Decoder:
         UnsupportedError: the architecture is not known, or it has tensors with no place in it.
         CorruptFileError: a tensor is missing or of another shape than the config says.
     """
-    if reason := covers(source.config):
+    if reason := unsupported(source.config):
         raise UnsupportedError(reason)
     family = source.config["architectures"][0]
     config = FAMILIES[family] | {k: v for k, v in source.config.items() if v is not None}
@@ -182,7 +189,7 @@ class _Reader:
         self.hidden = int(config["hidden_size"])
         self.heads = int(config["num_attention_heads"])
         self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
-        self.head_size = int(config.get("head_dim") or self.hidden // self.heads)
+        self.head_size = _head_size(config)
         self.wide = int(config["intermediate_size"])
 
     def decoder(self) -> Decoder:
@@ -354,6 +361,12 @@ def _layer_kinds(config: Mapping[str, Any], family: str) -> list[str]:
     else:
         sliding = [family in ("MistralForCausalLM", "Phi3ForCausalLM")] * count
     return [SLIDING if window and slides else FULL for slides in sliding]
+
+
+def _head_size(config: Mapping[str, Any]) -> int:
+    return int(
+        config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"])
+    )
 
 
 def _activation(config: Mapping[str, Any]) -> str:

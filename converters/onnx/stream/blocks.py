@@ -1,8 +1,8 @@
 """Weights in blocks of a row that share a scale, as `MatMulNBits` reads them.
 
-The numbers are those of onnxruntime's quantizers (`onnxruntime.quantization.matmul_nbits_quantizer`,
-1.32), bit for bit. A weight w is stored as q = round(w / scale + zero), read as (q - zero) * scale.
-Layout (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits):
+The numbers are those of onnxruntime's quantizers (1.32, `quantization/matmul_nbits_quantizer.py`),
+bit for bit. A weight w is stored as q = round(w / scale + zero), and read as (q - zero) * scale.
+The layout is that of https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md:
 rows are outputs; two 4-bit values to a byte, the first in the low half; the same for zero points,
 each row of which begins with a new byte.
 """
@@ -90,7 +90,7 @@ def dequantize(
 
 
 def _rtn(data: Float32Array, scheme: BlockScheme) -> tuple[npt.NDArray[np.float64], Bytes]:
-    """Scale and zero point of each block, from its smallest and largest value; shape (blocks, 1)."""
+    """Scale and zero point of each block, from its range; shape (blocks, 1)."""
     low, high = data.min(axis=1, keepdims=True), data.max(axis=1, keepdims=True)
     levels = 2**scheme.bits - 1
     span = np.maximum(np.abs(low), np.abs(high)) * np.float32(2) if scheme.symmetric else high - low
@@ -135,7 +135,8 @@ def _k_quant(data: Float32Array, scheme: BlockScheme) -> tuple[npt.NDArray[np.fl
 def _factor(low: Float32Array, high: Float32Array, width: np.float32) -> Float32Array:
     """What spreads a block over `width` levels; 1 where all its values are alike."""
     flat = low == high
-    return np.where(flat, np.float32(1), width / np.where(flat, np.float32(1), high - low))
+    one = np.ones_like(low)
+    return np.where(flat, one, width / np.where(flat, one, high - low))
 
 
 def _codes(
@@ -156,7 +157,7 @@ def _packed(codes: Bytes, bits: int) -> Bytes:
         return codes
     if codes.shape[1] % 2:
         codes = np.concatenate([codes, np.zeros((len(codes), 1), dtype=np.uint8)], axis=1)
-    packed: Bytes = codes[:, ::2] | codes[:, 1::2] << 4
+    packed: Bytes = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
     return packed
 
 

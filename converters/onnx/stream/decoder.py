@@ -89,19 +89,18 @@ class DecoderGraph:
         self._head(hidden)
 
     def _declare_cache(self) -> None:
-        decoder = self.decoder
-        for past, group, length in (
-            (True, "past_key_values", "past_sequence_length"),
-            (False, "present", "total_sequence_length"),
-        ):
-            declare = self.graph.input if past else self.graph.output
-            shape = ["batch_size", decoder.kv_heads, length, decoder.head_size]
-            if not past:
-                wide = ["batch_size", "sequence_length", decoder.vocab_size]
-                self.graph.output("logits", TensorProto.FLOAT, wide)
-            for number in range(len(decoder.layers)):
-                for kind in ("key", "value"):
-                    declare(f"{group}.{number}.{kind}", TensorProto.FLOAT, shape)
+        decoder, graph = self.decoder, self.graph
+
+        def shape(length: str) -> list[int | str]:
+            return ["batch_size", decoder.kv_heads, length, decoder.head_size]
+
+        wide: list[int | str] = ["batch_size", "sequence_length", decoder.vocab_size]
+        graph.output("logits", TensorProto.FLOAT, wide)
+        for number in range(len(decoder.layers)):
+            for kind in ("key", "value"):
+                past, present = f"past_key_values.{number}.{kind}", f"present.{number}.{kind}"
+                graph.input(past, TensorProto.FLOAT, shape("past_sequence_length"))
+                graph.output(present, TensorProto.FLOAT, shape("total_sequence_length"))
 
     def _count_positions(self) -> None:
         """From the mask, the last position of each sequence, and how long the longest is."""

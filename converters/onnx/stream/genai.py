@@ -1,4 +1,4 @@
-"""`genai_config.json`, from which onnxruntime-genai learns what the graph's inputs and outputs are."""
+"""`genai_config.json`, which tells onnxruntime-genai what the graph's inputs and outputs are."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,22 +124,13 @@ class GraphBuilder:
             then_branch=branches[0], else_branch=branches[1],
         )  # fmt: skip
 
-    def save(self, path: Path) -> None:
-        """Write the graph.
-
-        Raises:
-            onnx.checker.ValidationError: a mistake of whoever built it.
-        """
-        graph = helper.make_graph(
-            self._nodes,
-            "main_graph",
-            self._inputs,
-            self._outputs,
-            list(self._initializers.values()),
-        )
+    def serialized(self) -> bytes:
+        """The graph as a file holds it."""
+        tensors = list(self._initializers.values())
+        graph = helper.make_graph(self._nodes, "main_graph", self._inputs, self._outputs, tensors)
         opsets = [helper.make_opsetid(domain, number) for domain, number in _OPSETS.items()]
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgeadapt",
             producer_version=__version__,
         )  # fmt: skip
-        path.write_bytes(model.SerializeToString())
+        return bytes(model.SerializeToString())

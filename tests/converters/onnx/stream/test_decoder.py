@@ -1,0 +1,118 @@
+"""Our own graphs equal torch: every family, every kind of layer, with and without a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.converters.onnx.converter import OnnxConverter
+from edgeadapt.converters.onnx.options import OnnxOptions
+from tests.onnx_folders import request
+from tests.tiny import save_model
+
+ort = pytest.importorskip("onnxruntime")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+POSITIONS = 256
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64, "rope_theta": 5e5,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.2, 1.5, 2.0, 2.2, 3.0, 4.0, 5.0],
+    "long_factor": [1.1, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0], "rope_theta": 1e4,
+    "partial_rotary_factor": 0.5, "original_max_position_embeddings": 128,
+}  # fmt: skip
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"attention_bias": True, "mlp_bias": True, "tied": False}),
+    "llama, tied": ("llama", {"tied": True}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3, "kv_heads": 4}),
+    "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0,
+                                                    "rope_theta": 1e4}}),
+    "mistral": ("mistral", {"sliding_window": 24, "head_dim": 32}),
+    "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    "gemma2": ("gemma2", {"layers": 3}),
+    "gemma3": ("gemma3", {"num_hidden_layers": 3, "layer_types": KINDS,
+                          "final_logit_softcapping": 20.0}),
+    "phi3": ("phi3", {"sliding_window": 24}),
+    "phi3, longrope": ("phi3", {"rope_parameters": LONGROPE, "tied": True, "hidden": 128,
+                                "original_max_position_embeddings": 128}),
+}  # fmt: skip
+
+
+def saved(folder: Path, case: str) -> Path:
+    family, options = CASES[case]
+    return save_model(folder, family, **options)
+
+
+def exported(model: Path, quantization: str = "fp32", **options: Any) -> Artifact:
+    asked = OnnxOptions(exporter="stream", **options)
+    wanted = request(model, quantization, onnx=asked)
+    return OnnxConverter().convert(wanted, model.with_name(f"{model.name}-{quantization}"))
+
+
+class Graph:
+    """A graph in plain onnxruntime, its cache fed back by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(str(folder / "model.onnx"), options)
+        self.past = [x for x in self.session.get_inputs() if x.name.startswith("past_key_values")]
+        self.outputs = [x.name for x in self.session.get_outputs()]
+
+    def run(self, ids: np.ndarray, *cuts: int) -> np.ndarray:
+        """Logits at every position, the tokens given in parts that end at the cuts."""
+        batch, length = ids.shape
+        cache = {
+            x.name: np.zeros((batch, x.shape[1], 0, x.shape[3]), np.float32) for x in self.past
+        }
+        logits = []
+        for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
+            mask = np.ones((batch, stop), np.int64)
+            feeds = {"input_ids": ids[:, start:stop], "attention_mask": mask, **cache}
+            results = dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
+            logits.append(results["logits"])
+            present = {x.name: x.name.replace("past_key_values", "present") for x in self.past}
+            cache = {past: results[name] for past, name in present.items()}
+        return np.concatenate(logits, axis=1)
+
+
+def reference(model: Path, ids: np.ndarray) -> np.ndarray:
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.inference_mode():
+        return loaded.eval()(torch.from_numpy(ids)).logits.numpy()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_torch(case: str, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", case)
+    graph = Graph(exported(model).path)
+    ids = np.random.default_rng(0).integers(3, 320, (4, POSITIONS))
+    # longrope changes tables with the length: what is cached stays as it was then
+    length = 128 if "longrope" in case else POSITIONS
+    expected = reference(model, ids[:, :length])
+    for batch in (1, 4):
+        part = ids[:batch, :length]
+        assert np.abs(graph.run(part) - expected[:batch]).max() < 1e-4
+        # the kernel takes several tokens after a cache only of one sequence
+        cuts = range(length - 4, length) if batch > 1 else (9, length - 60, length - 59, length - 1)
+        assert np.abs(graph.run(part, *cuts) - expected[:batch]).max() < 1e-4
+
+
+def test_longrope_beyond_its_first_context(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "phi3, longrope")
+    ids = np.random.default_rng(0).integers(3, 320, (2, 200))
+    expected = reference(model, ids)
+    assert np.abs(Graph(exported(model).path).run(ids) - expected).max() < 1e-4
