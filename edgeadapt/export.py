@@ -79,10 +79,10 @@ def open_model(
     } | _history(folder)
     choices = parse_adapters([adapter] if isinstance(adapter, Path) else adapter or ())
     if choices:
-        specs = [_checked_spec(choice.path, base, digest, any_base) for choice in choices]
+        specs = [checked_spec(choice.path, base, digest, any_base) for choice in choices]
         tied = is_tied(source)
         source = stacked_source(source, choices)
-        described = [_adapter_lineage(spec) for spec in specs]
+        described = [adapter_lineage(spec) for spec in specs]
         lineage["adapter"] = described[0]
         lineage["merge"] = {"onto": "original", "precision": "float32"}
         if tied and not is_tied(source):
@@ -113,7 +113,7 @@ def export_adapter(
     Args:
         base: what the adapter belongs to, as `open_model` takes it.
         adapter: one PEFT adapter folder.
-        format: one that has adapters, `gguf`.
+        format: one that has adapters, `gguf` or `onnx`.
         quantization: how to store it; F32 if not given.
         out: the file to make.
         revision: of a hub id.
@@ -131,10 +131,10 @@ def export_adapter(
         )
     write = get_adapter_writer(format)
     model, path = open_model(base, revision=revision), choices[0].path
-    spec = _checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
+    spec = checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
     stored = quantization or "F32"
     lineage = model.lineage | {
-        "adapter": _adapter_lineage(spec),
+        "adapter": adapter_lineage(spec),
         "format": format,
         "mode": "separate",
     }
@@ -258,8 +258,19 @@ def merge_to_folder(model: ModelToExport, out: Path, *, dtype: str = "float32") 
     return artifact
 
 
-def _checked_spec(path: Path, base: str, digest: str, any_base: bool) -> AdapterSpec:
-    """Read an adapter's configuration and see that it was trained on this base."""
+def checked_spec(path: Path, base: str, digest: str, any_base: bool) -> AdapterSpec:
+    """Read an adapter's configuration and see that it was trained on this base.
+
+    Args:
+        path: the adapter's folder.
+        base: what the base is called, for messages.
+        digest: the base's hash.
+        any_base: only warn if it was trained on another.
+
+    Raises:
+        AdapterError: it was.
+        InputError: the folder holds no adapter.
+    """
     if (path / "config.json").is_file() and not (path / CONFIG).is_file():
         raise InputError(f"{path} is a whole model, not an adapter; give it with --base")
     spec = read_spec(path)
@@ -297,7 +308,8 @@ def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in told if key in record}
 
 
-def _adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
+def adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
+    """What an artifact says of an adapter that went into it, or lies beside it."""
     return {
         "name": spec.path.resolve().name,
         "sha256": file_sha256(spec.path / WEIGHTS),

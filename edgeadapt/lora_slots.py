@@ -63,9 +63,7 @@ class LoraSlots:
             }
             return cls(int(record["model_version"]), products)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptFileError(
-                f"{path} is not a list of slots: {error!r}; export again"
-            ) from error
+            raise CorruptFileError(f"{path} lists no slots: {error!r}; export again") from error
 
     def write(self, folder: Path) -> None:
         """Write the file into the folder of the graph."""
@@ -93,9 +91,7 @@ class LoraSlots:
             if a is None and b is None:
                 continue
             if a is None or b is None:
-                raise AdapterError(
-                    f"{adapter} has only one of A and B for {product}; export it again"
-                )
+                raise AdapterError(f"{adapter} lacks A or B for {product}; export it again")
             if len(a) != 2 or len(b) != 2 or a[0] != columns or b[1] != rows:
                 raise AdapterError(
                     f"{adapter} has A {a} and B {b} for {product}, expected ({columns}, rank) and "

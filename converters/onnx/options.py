@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeadapt.errors import InputError, UnsupportedError
-from edgeadapt.weights import LowRankUpdate
+
+if TYPE_CHECKING:
+    from edgeadapt.weights import LowRankUpdate
 
 QUANTIZATIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
 """`int8` and `int4` keep weights in blocks (MatMulNBits); `int8-dynamic` also computes in int8,

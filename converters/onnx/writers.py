@@ -67,11 +67,17 @@ def choose_writer(request: ConversionRequest, settings: Settings) -> GraphWriter
     """The writer that was asked for, else our own, else for what it lacks the builder.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: there is none of this name, or it cannot keep adapters apart as asked.
     """
-    if request.onnx.exporter is not None:
-        return get_writer(request.onnx.exporter)
     from edgeadapt.converters.onnx.stream.writer import StreamWriter
 
-    own = StreamWriter()
+    wanted, own = request.onnx.exporter, StreamWriter()
+    if request.onnx.adapters:
+        if wanted not in (None, own.name):
+            raise InputError(
+                f"the exporter {wanted} makes no graphs that take adapters; use stream"
+            )
+        return own
+    if wanted is not None:
+        return get_writer(wanted)
     return own if own.refuses(request, settings) is None else get_writer("builder")

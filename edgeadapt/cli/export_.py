@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     type=click.Choice(["merged", "separate"]),
     default="merged",
     show_default=True,
-    help="separate: the adapter alone, as a GGUF LoRA that llama.cpp loads beside the base.",
+    help="separate: the adapter as a file of its own, which the base's runtime loads beside it: a "
+    "GGUF LoRA; or an ONNX folder whose graph takes adapters, with these in it; or, where --out "
+    "ends with .onnx_adapter, one more for such a graph.",
 )
 @click.option("--device", help="A device profile; it picks format and quantization.")
 @click.option("--format", "format_", metavar="FORMAT", help="gguf, onnx, or a plugin's.")
@@ -90,25 +92,20 @@ def command(
         --device raspberry-pi-5 --out model.gguf
     edgeadapt export --base default --format gguf --quant Q4_K_M --out m.gguf
     """
-    from edgeadapt.export import export, export_adapter, open_model, plan_export
+    from edgeadapt.export import export, open_model, plan_export
 
     end_when_asked()
     if adapter_mode == "separate":
-        if format_ is None or device is not None:
-            raise InputError("--adapter-mode separate needs --format gguf, and no --device")
-        if not adapter:
-            raise InputError("--adapter-mode separate needs an adapter: give --adapter")
         if calibrate or imatrix or tensor_types or split_max_size or dry_run:
             raise InputError(
-                "--adapter-mode separate writes the adapter alone: --calibrate, --imatrix, "
-                "--tensor-type, --split-max-size and --dry-run are for whole models"
+                "--calibrate, --imatrix, --tensor-type, --split-max-size and --dry-run do not go "
+                "with --adapter-mode separate"
             )
-        made = export_adapter(
-            base, adapter, format_, quant, out, revision=revision, any_base=any_base
-        )
-        _report(out, made.size_bytes, format_, made.quantization, None, made.lineage, as_json)
-        if not as_json:
-            emit(f"use it: llama-cli -m BASE.gguf --lora {out}, with the base exported likewise")
+        if format_ is None or device is not None:
+            raise InputError("--adapter-mode separate needs --format gguf or onnx, and no --device")
+        if not adapter:
+            raise InputError("--adapter-mode separate needs an adapter: give --adapter")
+        _separate(base, adapter, revision, any_base, format_, quant, threads, onnx, out, as_json)
         return
     if (device is None) == (format_ is None):
         raise InputError("give either --device NAME, or --format and --quant")
@@ -131,6 +128,49 @@ def command(
         return
     artifact = export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
     _report(artifact.path, artifact.size_bytes, format_, quant, reason, artifact.lineage, as_json)
+
+
+def _separate(
+    base: str,
+    adapter: tuple[str, ...],
+    revision: str | None,
+    any_base: bool,
+    format: str,
+    quant: str | None,
+    threads: int | None,
+    onnx: OnnxOptions,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """An adapter as a file of its own, or an ONNX graph and its adapters."""
+    from edgeadapt.export import export_adapter
+    from edgeadapt.export_separate import export_with_adapters
+    from edgeadapt.lora_slots import FOLDER, SUFFIX
+
+    if format == "onnx" and out.suffix != SUFFIX:
+        if quant is None:
+            raise InputError("give --quant too: which onnx quantization to write the base in")
+        made = export_with_adapters(
+            base,
+            adapter,
+            quant,
+            out,
+            revision=revision,
+            any_base=any_base,
+            threads=threads,
+            onnx=onnx,
+        )
+        use = f"edgeadapt chat {out} --adapter {out / FOLDER}/NAME{SUFFIX}"
+    else:
+        made = export_adapter(
+            base, adapter, format, quant, out, revision=revision, any_base=any_base
+        )
+        use = f"llama-cli -m BASE.gguf --lora {out}, with the base exported likewise"
+        if format == "onnx":
+            use = f"edgeadapt chat FOLDER --adapter {out}, with a folder exported likewise"
+    _report(out, made.size_bytes, format, made.quantization, None, made.lineage, as_json)
+    if not as_json:
+        emit(f"use it: {use}")
 
 
 def _choose(model: ModelToExport, device: str, context: int | None) -> tuple[str, str, str]:

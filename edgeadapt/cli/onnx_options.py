@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 _OPTIONS = (
     click.option(
         "--exporter",
-        type=click.Choice(["builder", "optimum"]),
-        help="onnx: what writes the graph. builder (the default) is onnxruntime-genai's; optimum "
-        "knows more architectures, after `edgeadapt setup optimum`.",
+        type=click.Choice(["stream", "builder", "optimum"]),
+        help="onnx: what writes the graph. stream is edgeadapt's own, in little memory, and the "
+        "default where it knows model and quantization; builder is onnxruntime-genai's, the "
+        "default elsewhere; optimum knows more architectures, after `edgeadapt setup optimum`.",
     ),
     click.option(
         "--algorithm", type=click.Choice(ALGORITHMS), help="onnx int4 and int8: how to quantize."

@@ -142,8 +142,8 @@ def _factor(low: Float32Array, high: Float32Array, width: np.float32) -> Float32
 def _codes(
     data: Float32Array, low: Float32Array, high: Float32Array, width: np.float32, levels: np.float32
 ) -> Float32Array:
-    codes: Float32Array = np.round(_factor(low, high, width) * (data - low))
-    return np.clip(codes, 0, levels, out=codes)
+    codes = np.round(_factor(low, high, width) * (data - low))
+    return np.clip(codes, 0, levels).astype(np.float32, copy=False)
 
 
 def _sum(values: Float32Array) -> Float32Array:
