@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from peft import LoraConfig
 
 from edgeadapt.artifact import open_artifact
 from edgeadapt.base_model import import_base
+from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_with_adapters
 from edgeadapt.runtimes import SessionSettings, get_runtime
+from tests.adapters.test_merged import save_adapter
 from tests.onnx_folders import exported
 from tests.onnx_graphs import Graph, torch_logits
 
@@ -63,6 +68,36 @@ def test_fp32_equals_torch(base: Path) -> None:
             session.forward(text[start:stop])
             assert np.abs(session.last_logits() - expected[0, stop - 1]).max() < 1e-3
         session.close()
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path) -> dict[str, Path]:
+    configs = {
+        "all": LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        "few": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    }
+    root = base.parent / "adapters"
+    return {name: save_adapter(base, root / name, c) for name, c in configs.items()}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_switched_adapter_equals_merged(
+    base: Path, adapters: dict[str, Path], engine: str, tmp_path: Path
+) -> None:
+    settings = SessionSettings(threads=2, context=512)
+    out = export_with_adapters(str(base), list(adapters.values()), "fp32", tmp_path / "apart")
+    session = get_runtime(engine).load(out, settings)
+    ids = session.encode(session.render(QUESTION))
+    untouched = session.all_logits(ids)
+    for name, adapter in adapters.items():
+        merged = export(open_model(str(base), adapter), "onnx", "fp32", tmp_path / name)
+        expected = get_runtime(engine).load(merged, settings).all_logits(ids)
+        session.use_adapter(out.path / "adapters" / f"{name}.onnx_adapter")
+        assert np.abs(expected - untouched).max() > 0.1
+        assert np.abs(session.all_logits(ids) - expected).max() < 1e-3
+        shutil.rmtree(merged.path)
+    session.use_adapter(None)
+    np.testing.assert_array_equal(session.all_logits(ids), untouched)
 
 
 def test_genai_tokenizer_gives_the_same_ids(base: Path) -> None:

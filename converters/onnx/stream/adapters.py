@@ -19,7 +19,7 @@ from edgeadapt.errors import CorruptFileError, InputError, UnsupportedError
 from edgeadapt.extras import need
 from edgeadapt.files import atomic_file
 from edgeadapt.lora_slots import SUFFIX, LoraSlots, input_names, model_version
-from edgeadapt.weights import Float32Array, LowRankUpdate
+from edgeadapt.weights import Float32Array, LowRankUpdate, WeightSource
 
 _REMEDY = "merge the adapter: --adapter-mode merged"
 _ADAPTER_VERSION = 1
@@ -44,6 +44,15 @@ def slots(decoder: Decoder, sources: Sequence[str], base_sha256: str) -> LoraSlo
     """What a graph with inputs for these tensors' changes can take."""
     shapes = {linear.name: linear.weight.shape for linear in adapted(decoder, sources)}
     return LoraSlots(model_version(base_sha256), {n: (s[1], s[0]) for n, s in shapes.items()})
+
+
+def check_adapter(base: WeightSource, updates: Sequence[LowRankUpdate]) -> None:
+    """See that a graph of this base can take these updates.
+
+    Raises:
+        UnsupportedError: it cannot.
+    """
+    _adapted(describe(base), updates)
 
 
 def write_adapter(request: AdapterRequest, out: Path) -> Artifact:
@@ -78,10 +87,8 @@ def adapter_parameters(
         CorruptFileError: it holds NaN or infinite values.
     """
     parameters: dict[str, Float32Array] = {}
-    linears = adapted(decoder, [update.name for update in updates])
+    linears = _adapted(decoder, updates)
     for update in updates:
-        if update.embedding:
-            raise UnsupportedError(f"{update.name!r} is looked up and not multiplied by; {_REMEDY}")
         a, b = update.read()
         b = b * np.float32(update.scale)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -94,6 +101,13 @@ def adapter_parameters(
             parameters[names[0]] = np.ascontiguousarray(a.T)
             parameters[names[1]] = np.ascontiguousarray(b[part.start : part.stop].T)
     return parameters
+
+
+def _adapted(decoder: Decoder, updates: Sequence[LowRankUpdate]) -> list[Linear]:
+    for update in updates:
+        if update.embedding:
+            raise UnsupportedError(f"{update.name!r} is looked up, not multiplied by; {_REMEDY}")
+    return adapted(decoder, [update.name for update in updates])
 
 
 def save(parameters: dict[str, Float32Array], version: int, path: Path) -> None:

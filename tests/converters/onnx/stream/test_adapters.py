@@ -17,6 +17,7 @@ from edgeadapt.cli import cli
 from edgeadapt.errors import AdapterError, CorruptFileError, EdgeAdaptError, InputError
 from edgeadapt.export import export, export_adapter, open_model
 from edgeadapt.export_separate import export_with_adapters
+from edgeadapt.inspect.onnx import describe_onnx
 from edgeadapt.lora_slots import FILE, LoraSlots
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from tests.adapters.test_merged import ALL, save_adapter
@@ -165,6 +166,9 @@ def test_folder_says_what_it_takes(folder: Path, base: Path) -> None:
     lineage = open_artifact(folder).lineage
     assert lineage["mode"] == "separate"
     assert [adapter["name"] for adapter in lineage["adapters"]] == list(ADAPTERS)
+    described = describe_onnx(folder)["adapters"]
+    assert described["products"] == 14
+    assert sorted(described["files"]) == sorted(f"{name}.onnx_adapter" for name in ADAPTERS)
     files = json.loads((folder / "edgeadapt.json").read_text())["files"]
     assert {FILE, "adapters/small.onnx_adapter"} <= set(files)
 
