@@ -86,7 +86,7 @@ def check_onnx(source: WeightSource, folder: Path | None) -> tuple[str, ...]:
         UnsupportedError: it does not.
     """
     from edgeadapt.converters.onnx.builder import check_supported
-    from edgeadapt.converters.onnx.stream.architecture import unsupported
+    from edgeadapt.converters.onnx.stream.families import unsupported
 
     if unsupported(source.config) is not None:
         check_supported(source.config)

@@ -10,6 +10,14 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.converters.gguf.plan import RowRange, TensorPlan
+from edgeadapt.converters.onnx.stream.families import (
+    FAMILIES,
+    SLIDING,
+    activation_of,
+    head_size,
+    layer_kinds,
+    unsupported,
+)
 from edgeadapt.converters.onnx.stream.rope import Rope, ropes
 from edgeadapt.errors import CorruptFileError, UnsupportedError
 from edgeadapt.weights import (
@@ -21,30 +29,8 @@ from edgeadapt.weights import (
     is_tied,
 )
 
-_GEMMA: dict[str, Any] = {"head_dim": 256, "hidden_activation": "gelu_pytorch_tanh"}
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    # What a config.json that does not say it means: the defaults of transformers' config classes.
-    "LlamaForCausalLM": {},
-    "MistralForCausalLM": {},
-    "Qwen2ForCausalLM": {},
-    "Qwen3ForCausalLM": {"head_dim": 128},
-    "GemmaForCausalLM": _GEMMA,
-    "Gemma2ForCausalLM": _GEMMA | {"query_pre_attn_scalar": 256, "sliding_window": 4096},
-    "Gemma3ForCausalLM": _GEMMA | {"query_pre_attn_scalar": 256, "rope_theta": 1e6},
-    "Phi3ForCausalLM": {"original_max_position_embeddings": 4096},
-}
-"""Architectures whose graph was compared with torch."""
-
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
-
-_ROTARY_MULTIPLE = 16
-"""Of the values of a head that GroupQueryAttention turns (onnxruntime 1.32, on the CPU)."""
-
 _COMPUTED = ".rotary_emb.inv_freq"
 """Buffers that old checkpoints saved and every runtime computes for itself."""
-
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
@@ -132,33 +118,6 @@ class Decoder:
         yield self.head
 
 
-def unsupported(given: Mapping[str, Any]) -> str | None:
-    """Why a model's graph cannot be written here; None if it can, or if its config is damaged."""
-    architecture = (given.get("architectures") or ["none"])[0]
-    if architecture not in FAMILIES:
-        return (
-            f"the ONNX writer does not know the architecture {architecture}; "
-            f"it knows {', '.join(FAMILIES)}"
-        )
-    config = FAMILIES[architecture] | dict(given)
-    if (activation := _activation(config)) not in ACTIVATIONS:
-        return f"the ONNX writer does not know the activation {activation}"
-    try:
-        size = _head_size(config)
-        widths = {rope.width for rope in ropes(config, size, (FULL, SLIDING)).values()}
-        _layer_kinds(config, architecture)
-    except UnsupportedError as error:
-        return str(error)
-    except (CorruptFileError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None  # it says more when it is read
-    if odd := [width for width in widths if width % _ROTARY_MULTIPLE]:
-        return (
-            f"onnxruntime's attention turns multiples of {_ROTARY_MULTIPLE} values of a head, and "
-            f"this model turns {odd[0]} of {size}"
-        )
-    return None
-
-
 def describe(source: WeightSource) -> Decoder:
     """Find every tensor of a model, and its place.
 
@@ -189,12 +148,12 @@ class _Reader:
         self.hidden = int(config["hidden_size"])
         self.heads = int(config["num_attention_heads"])
         self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
-        self.head_size = _head_size(config)
+        self.head_size = head_size(config)
         self.wide = int(config["intermediate_size"])
 
     def decoder(self) -> Decoder:
         config, hidden, vocab = self._config, self.hidden, int(self._config["vocab_size"])
-        kinds = _layer_kinds(config, self._family)
+        kinds = layer_kinds(config, self._family)
         layers = tuple(self._layer(number, kind) for number, kind in enumerate(kinds))
         embedding = self._matrix("model.embed_tokens.weight", self._embedding, vocab, hidden)
         if self._tied:
@@ -211,7 +170,7 @@ class _Reader:
             vocab_size=vocab,
             context=int(config["max_position_embeddings"]),
             epsilon=float(config.get("rms_norm_eps", 1e-6)),
-            activation=_activation(config),
+            activation=activation_of(config),
             attention_scale=float(config.get("query_pre_attn_scalar") or self.head_size) ** -0.5,
             attention_cap=float(config.get("attn_logit_softcapping") or 0),
             logits_cap=float(config.get("final_logit_softcapping") or 0),
@@ -335,43 +294,6 @@ class _Reader:
             )
         self._left.discard(name)
         return info
-
-
-def _layer_kinds(config: Mapping[str, Any], family: str) -> list[str]:
-    """The kind of each layer; old configs say it by rules that differ from family to family."""
-    count = int(config["num_hidden_layers"])
-    if config.get("layer_types"):
-        kinds = [str(kind) for kind in config["layer_types"]]
-        if len(kinds) != count or not set(kinds) <= {FULL, SLIDING}:
-            raise UnsupportedError(f"the ONNX writer does not know the layer types {set(kinds)}")
-        return kinds
-    window = config.get("sliding_window")
-    if family == "Gemma2ForCausalLM":
-        sliding = [number % 2 == 0 for number in range(count)]
-    elif family == "Gemma3ForCausalLM":
-        pattern = int(
-            config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-        )
-        sliding = [(number + 1) % pattern != 0 for number in range(count)]
-    elif family in ("Qwen2ForCausalLM", "Qwen3ForCausalLM"):
-        first = (
-            int(config.get("max_window_layers", 28)) if config.get("use_sliding_window") else count
-        )
-        sliding = [number >= first for number in range(count)]
-    else:
-        sliding = [family in ("MistralForCausalLM", "Phi3ForCausalLM")] * count
-    return [SLIDING if window and slides else FULL for slides in sliding]
-
-
-def _head_size(config: Mapping[str, Any]) -> int:
-    return int(
-        config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"])
-    )
-
-
-def _activation(config: Mapping[str, Any]) -> str:
-    """Gemma's old configs say `gelu` and mean its approximation by tanh."""
-    return str(config.get("hidden_activation") or config.get("hidden_act") or "silu")
 
 
 def _plus_one(rows: Float32Array) -> Float32Array:

@@ -9,53 +9,18 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
 from edgeadapt.converters.gguf.plan import TensorPlan
 from edgeadapt.converters.onnx.stream.architecture import Attention, Decoder, Layer, Linear
-from edgeadapt.converters.onnx.stream.blocks import BlockScheme
 from edgeadapt.converters.onnx.stream.data import DataLayout
 from edgeadapt.converters.onnx.stream.graph import CONTRIB, GraphBuilder
-from edgeadapt.lora_slots import input_names
-
-_HALF = "fp16"
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What matrices are stored as."""
-
-    name: str
-    """`fp32`, `fp16`, `int8` or `int4`."""
-    blocks: BlockScheme | None = None
-    """For those of them that are quantized."""
-    mixed: bool = False
-    """Head and sensitive layers in 8 bits, the rest in 4."""
-    accuracy_level: int = 4
-    """4: the kernels round activations to int8 in blocks, which is what the fast ones take."""
-
-    def scheme(self, linear: Linear, layer: int | None, layers: int) -> BlockScheme | None:
-        """How one matrix is quantized; None: it is not.
-
-        Mixed, the head has 8 bits, and so have q, k, v and the MLP's way down in the layers that
-        llama.cpp's mixed types (`llama-quant.cpp`) favour as well: the first and last eighth and
-        every third between.
-        """
-        if self.blocks is None or not self.mixed:
-            return self.blocks
-        wide = replace(self.blocks, bits=8)
-        if layer is None:
-            return wide
-        eighth = layers / 8
-        favoured = layer < eighth or layer >= 7 * eighth or (layer - round(eighth)) % 3 == 2
-        part = linear.name.rpartition(".")[2]
-        sensitive = part in ("q_proj", "k_proj", "v_proj", "qkv_proj", "down_proj")
-        return wide if favoured and sensitive else self.blocks
+from edgeadapt.converters.onnx.stream.precision import Precision
+from edgeadapt.converters.onnx.stream.products import Products
 
 
 @dataclass
@@ -67,11 +32,16 @@ class DecoderGraph:
     adapted: Collection[str] = ()
     """Names of the products that adapters may change at run time."""
     data_name: str = "model.onnx.data"
-    layout: DataLayout = field(default_factory=DataLayout)
 
     def __post_init__(self) -> None:
         self.graph = GraphBuilder(self.data_name)
+        self.products = Products(self.graph, self.decoder, self.precision, self.adapted)
         self._build()
+
+    @property
+    def layout(self) -> DataLayout:
+        """What is to be in the data file."""
+        return self.products.layout
 
     def _build(self) -> None:
         decoder, graph = self.decoder, self.graph
@@ -80,8 +50,8 @@ class DecoderGraph:
         self._declare_cache()
         self._count_positions()
         self._make_tables()
-        embedded = self._embed()
-        skip, hidden = embedded, self._norm(embedded, decoder.layers[0].input_norm)
+        embedded = self.products.embed()
+        skip, hidden = embedded, self.products.norm(embedded, decoder.layers[0].input_norm)
         for number, layer in enumerate(decoder.layers):
             last = number == len(decoder.layers) - 1
             following = decoder.norm if last else decoder.layers[number + 1].input_norm
@@ -149,49 +119,12 @@ class DecoderGraph:
         self, tables: tuple[np.ndarray, np.ndarray], names: tuple[str, ...]
     ) -> tuple[str, str]:
         cos, sin = (
-            self.graph.stored(self.layout.add_float(TensorPlan(name, table.shape, values=table)))
+            self.graph.stored(
+                self.products.layout.add_float(TensorPlan(name, table.shape, values=table))
+            )
             for name, table in zip(names, tables, strict=True)
         )
         return cos, sin
-
-    def _embed(self) -> str:
-        decoder, graph = self.decoder, self.graph
-        scheme = self.precision.scheme(decoder.head, None, len(decoder.layers))
-        name = "/model/embed_tokens"
-        if scheme is None:
-            half = self.precision.name == _HALF
-            table = graph.stored(self.layout.add_float(decoder.embedding, half=half))
-            (rows,) = graph.node("Gather", f"{name}/Gather", [table, "input_ids"])
-            self._head_table = table
-            if half:
-                (rows,) = graph.node("Cast", f"{name}/Cast", [rows], to=TensorProto.FLOAT)
-        else:
-            rows = self._embed_blocks(name, scheme)
-        if decoder.embedding_scale != 1:
-            factor = graph.constant(decoder.embedding_scale, np.float32)
-            (rows,) = graph.node("Mul", f"{name}/Mul", [rows, factor])
-        return rows
-
-    def _embed_blocks(self, name: str, scheme: BlockScheme) -> str:
-        """Look rows up in the quantized table; a tied head is the same bytes in another shape."""
-        decoder, graph = self.decoder, self.graph
-        plan = decoder.head.weight if decoder.tied else decoder.embedding
-        item = self.layout.add_blocks(plan, scheme)
-        if decoder.tied:
-            self._head_item = item
-        flat = (item.values.shape[0], item.values.shape[1] * item.values.shape[2])
-        table = graph.stored(item.values, alias="model.embed_tokens.weight_rows", shape=flat)
-        inputs = [table, "input_ids", graph.stored(item.scales)]
-        if item.zeros:
-            inputs.append(graph.stored(item.zeros))
-        (rows,) = graph.node(
-            "GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, domain=CONTRIB,
-            bits=scheme.bits, block_size=scheme.block, gather_axis=0, quantize_axis=1,
-        )  # fmt: skip
-        if flat[1] * 8 // scheme.bits == decoder.hidden:
-            return rows
-        bounds = [graph.constant([value], np.int64) for value in (0, decoder.hidden, -1)]
-        return graph.node("Slice", f"{name}/Slice", [rows, *bounds])[0]
 
     def _layer(
         self, number: int, layer: Layer, skip: str, hidden: str, following: TensorPlan, last: bool
@@ -211,12 +144,12 @@ class DecoderGraph:
         """
         attended = self._attention(number, layer.attention, hidden)
         if layer.attention_norm:
-            attended = self._norm(attended, layer.attention_norm)
-        skip, hidden = self._skip_norm(skip, attended, layer.mlp_norm)
+            attended = self.products.norm(attended, layer.attention_norm)
+        skip, hidden = self.products.skip_norm(skip, attended, layer.mlp_norm)
         moved = self._mlp(number, layer, hidden)
         if layer.output_norm:
-            moved = self._norm(moved, layer.output_norm)
-        return self._skip_norm(skip, moved, following, last)
+            moved = self.products.norm(moved, layer.output_norm)
+        return self.products.skip_norm(skip, moved, following, last)
 
     def _attention(self, number: int, attention: Attention, hidden: str) -> str:
         decoder, graph = self.decoder, self.graph
@@ -238,7 +171,7 @@ class DecoderGraph:
             do_rotary=1,
             rotary_interleaved=0,
         )
-        return self._linear(attention.output, number, attended)
+        return self.products.linear(attention.output, number, attended)
 
     def _queries_keys_values(
         self, number: int, attention: Attention, hidden: str
@@ -247,9 +180,9 @@ class DecoderGraph:
         decoder, graph = self.decoder, self.graph
         linears = (attention.query, attention.key, attention.value)
         if any(linear.name in self.adapted for linear in linears):
-            query, key, value = (self._linear(linear, number, hidden) for linear in linears)
+            query, key, value = (self.products.linear(linear, number, hidden) for linear in linears)
         else:
-            packed = self._linear(_stacked(linears), number, hidden)
+            packed = self.products.linear(_stacked(linears), number, hidden)
             if not (attention.query_norm or attention.key_norm):
                 return packed, "", ""
             sizes = graph.constant([linear.weight.shape[0] for linear in linears], np.int64)
@@ -265,8 +198,8 @@ class DecoderGraph:
 
     def _mlp(self, number: int, layer: Layer, hidden: str) -> str:
         graph, base = self.graph, f"/model/layers.{number}/mlp"
-        gate = self._linear(layer.gate, number, hidden)
-        up = self._linear(layer.up, number, hidden)
+        gate = self.products.linear(layer.gate, number, hidden)
+        up = self.products.linear(layer.up, number, hidden)
         if self.decoder.activation == "silu":
             (sigmoid,) = graph.node("Sigmoid", f"{base}/act_fn/Sigmoid", [gate])
             (active,) = graph.node("Mul", f"{base}/act_fn/Mul", [gate, sigmoid])
@@ -274,93 +207,17 @@ class DecoderGraph:
             form = "tanh" if self.decoder.activation.endswith("tanh") else "none"
             (active,) = graph.node("Gelu", f"{base}/act_fn/Gelu", [gate], approximate=form)
         (product,) = graph.node("Mul", f"{base}/Mul", [active, up])
-        return self._linear(layer.down, number, product)
+        return self.products.linear(layer.down, number, product)
 
     def _head(self, hidden: str) -> None:
         decoder, graph, cap = self.decoder, self.graph, self.decoder.logits_cap
         output = "/lm_head/output_0" if cap else "logits"
-        logits = self._linear(decoder.head, None, hidden, output)
+        logits = self.products.linear(decoder.head, None, hidden, output)
         if cap:
             limit = graph.constant(cap, np.float32)
             (small,) = graph.node("Div", "/lm_head/softcap/Div", [logits, limit])
             (bent,) = graph.node("Tanh", "/lm_head/softcap/Tanh", [small])
             graph.node("Mul", "/lm_head/softcap/Mul", [bent, limit], outputs=["logits"])
-
-    def _linear(self, linear: Linear, layer: int | None, hidden: str, output: str = "") -> str:
-        """Multiply, add a bias, add what an adapter may give."""
-        graph, name = self.graph, _node_name(linear)
-        slot = linear.name in self.adapted
-        final = output or f"{name}/output_0"
-        plain = final if not (linear.bias or slot) else f"{name}/MatMul/output_0"
-        result = self._product(linear, layer, hidden, name, plain)
-        if linear.bias:
-            bias = graph.stored(self.layout.add_float(linear.bias))
-            named = f"{name}/Add/output_0" if slot else final
-            (result,) = graph.node("Add", f"{name}/Add", [result, bias], outputs=[named])
-        if slot:
-            result = self._add_change(linear, name, hidden, result, final)
-        return result
-
-    def _add_change(self, linear: Linear, name: str, hidden: str, result: str, output: str) -> str:
-        """Add an adapter's product of two small matrices, which is zero while none is given."""
-        graph, (rows, columns) = self.graph, linear.weight.shape
-        rank, names = f"{linear.name}.rank", input_names(linear.name)
-        a = graph.optional_input(names[0], [columns, rank])
-        b = graph.optional_input(names[1], [rank, rows])
-        (small,) = graph.node("MatMul", f"{name}/lora_A/MatMul", [hidden, a])
-        (change,) = graph.node("MatMul", f"{name}/lora_B/MatMul", [small, b])
-        return graph.node("Add", f"{name}/lora/Add", [result, change], outputs=[output])[0]
-
-    def _product(
-        self, linear: Linear, layer: int | None, hidden: str, name: str, output: str
-    ) -> str:
-        graph, decoder = self.graph, self.decoder
-        tied = layer is None and decoder.tied
-        scheme = self.precision.scheme(linear, layer, len(decoder.layers))
-        if scheme is None:
-            half = self.precision.name == _HALF
-            # a tied head multiplies by the embedding as it lies there
-            weight = (
-                self._head_table
-                if tied
-                else graph.stored(self.layout.add_float(linear.weight, half=half, transposed=True))
-            )
-            if half:
-                (weight,) = graph.node("Cast", f"{name}/Cast", [weight], to=TensorProto.FLOAT)
-            if not tied:
-                return graph.node("MatMul", f"{name}/MatMul", [hidden, weight], outputs=[output])[0]
-            return graph.node(
-                "FusedMatMul", f"{name}/FusedMatMul", [hidden, weight], domain=CONTRIB,
-                outputs=[output], transB=1,
-            )[0]  # fmt: skip
-        item = self._head_item if tied else self.layout.add_blocks(linear.weight, scheme)
-        inputs = [hidden, *(graph.stored(part) for part in item.parts)]
-        rows, columns = linear.weight.shape
-        return graph.node(
-            "MatMulNBits", f"{name}/MatMulNBits", inputs, domain=CONTRIB, outputs=[output],
-            K=columns, N=rows, bits=scheme.bits, block_size=scheme.block,
-            accuracy_level=self.precision.accuracy_level,
-        )[0]  # fmt: skip
-
-    def _norm(self, hidden: str, plan: TensorPlan) -> str:
-        weight = self.graph.stored(self.layout.add_float(plan))
-        return self.graph.node(
-            "SimplifiedLayerNormalization", f"/{plan.name}/LayerNorm", [hidden, weight],
-            epsilon=self.decoder.epsilon, axis=-1, stash_type=1,
-        )[0]  # fmt: skip
-
-    def _skip_norm(
-        self, skip: str, hidden: str, plan: TensorPlan, last: bool = False
-    ) -> tuple[str, str]:
-        """Add to the residual stream and norm the sum; returns both (the sum is "" at the end)."""
-        weight = self.graph.stored(self.layout.add_float(plan))
-        name = f"/{plan.name}/SkipLayerNorm"
-        normed, stream = f"{name}/output_0", "" if last else f"{name}/output_3"
-        self.graph.node(
-            "SkipSimplifiedLayerNormalization", name, [skip, hidden, weight], domain=CONTRIB,
-            outputs=[normed] if last else [normed, "", "", stream], epsilon=self.decoder.epsilon,
-        )  # fmt: skip
-        return stream, normed
 
     def _head_norm(self, hidden: str, plan: TensorPlan, heads: int) -> str:
         """Norm each head by itself."""
@@ -368,13 +225,8 @@ class DecoderGraph:
         to_heads = graph.constant([0, -1, size], np.int64)
         (split,) = graph.node("Reshape", f"/{plan.name}/Reshape_1", [hidden, to_heads])
         together = graph.constant([0, -1, heads * size], np.int64)
-        normed = self._norm(split, plan)
+        normed = self.products.norm(split, plan)
         return graph.node("Reshape", f"/{plan.name}/Reshape_2", [normed, together])[0]
-
-
-def _node_name(linear: Linear) -> str:
-    """The builder's name for it: `/model/layers.0/attn/q_proj`, `/lm_head`."""
-    return "/" + re.sub(r"(?<=model)\.|\.(?=attn|mlp|\w+_proj)", "/", linear.name)
 
 
 def _stacked(linears: tuple[Linear, Linear, Linear]) -> Linear:

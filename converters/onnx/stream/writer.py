@@ -12,11 +12,13 @@ from edgeadapt.console import progress
 from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.onnx.options import Settings
 from edgeadapt.converters.onnx.stream import adapters
-from edgeadapt.converters.onnx.stream.architecture import describe, unsupported
+from edgeadapt.converters.onnx.stream.architecture import describe
 from edgeadapt.converters.onnx.stream.blocks import ALGORITHMS, Algorithm, BlockScheme
 from edgeadapt.converters.onnx.stream.data import CHUNK_BYTES, write_data
-from edgeadapt.converters.onnx.stream.decoder import DecoderGraph, Precision
+from edgeadapt.converters.onnx.stream.decoder import DecoderGraph
+from edgeadapt.converters.onnx.stream.families import unsupported
 from edgeadapt.converters.onnx.stream.genai import genai_config
+from edgeadapt.converters.onnx.stream.precision import Precision
 from edgeadapt.converters.onnx.writers import GraphWriter
 from edgeadapt.errors import UnsupportedError
 from edgeadapt.files import write_json
