@@ -38,3 +38,10 @@ class Precision:
         part = linear.name.rpartition(".")[2]
         sensitive = part in ("q_proj", "k_proj", "v_proj", "qkv_proj", "down_proj")
         return wide if favoured and sensitive else self.blocks
+
+    def table(self, head: BlockScheme | None, tied: bool) -> BlockScheme | None:
+        """How the embedding is quantized: as the head where it is the head, else in 8 bits.
+
+        Looking a row up costs next to nothing, so the table need not be as small as a product.
+        """
+        return head if tied or head is None else replace(head, bits=8)

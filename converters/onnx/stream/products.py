@@ -40,7 +40,8 @@ class Products:
     def embed(self) -> str:
         """Look the tokens' rows up; called before the head, which may share them."""
         decoder, graph = self.decoder, self.graph
-        scheme = self.precision.scheme(decoder.head, None, len(decoder.layers))
+        head = self.precision.scheme(decoder.head, None, len(decoder.layers))
+        scheme = self.precision.table(head, decoder.tied)
         name = "/model/embed_tokens"
         if scheme is None:
             half = self.precision.name == _HALF
