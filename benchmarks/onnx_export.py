@@ -33,7 +33,7 @@ FLOORS = {
 }
 """What each path imports. The builder runs in a child of the command, whose own imports are few."""
 
-HEAD = f"{'':<10}{'seconds':>9}{'anon. MB':>10}{'floor MB':>10}{'ratio':>8}{'output MB':>11}"
+HEAD = f"{'':<10}{'seconds':>9}{'CPU s':>8}{'anon. MB':>10}{'floor MB':>10}{'ratio':>8}{'output MB':>11}"
 
 
 def export(base: Path, exporter: str, work: Path, args: argparse.Namespace) -> tuple[Cost, int]:
@@ -77,15 +77,16 @@ def main() -> None:
         weights = 2 * parameter_count(SafetensorsSource(base))
         print(f"{args.quant}, {args.threads} threads, weights {weights / 1e6:,.0f} MB in bfloat16")
         print(
-            f"{'':<10}{'seconds':>9}{'anon. MB':>10}{'floor MB':>10}{'ratio':>8}{'output MB':>11}"
+            f"{'':<10}{'seconds':>9}{'CPU s':>8}{'anon. MB':>10}{'floor MB':>10}{'ratio':>8}{'output MB':>11}"
         )
         for exporter in args.exporters:
             low = floor(exporter)
             runs = [export(base, exporter, work / "run", args) for _ in range(args.repetitions)]
             seconds = statistics.median(cost.seconds for cost, _ in runs)
+            cpu = statistics.median(cost.cpu_seconds for cost, _ in runs)
             anonymous = max(cost.anonymous for cost, _ in runs)
             print(
-                f"{exporter:<10}{seconds:9.1f}{anonymous / 1e6:10.0f}{low / 1e6:10.0f}"
+                f"{exporter:<10}{seconds:9.1f}{cpu:8.1f}{anonymous / 1e6:10.0f}{low / 1e6:10.0f}"
                 f"{(anonymous - low) / weights:8.2f}{runs[-1][1] / 1e6:11.0f}",
                 flush=True,
             )

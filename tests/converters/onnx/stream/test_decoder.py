@@ -238,3 +238,11 @@ def test_what_it_leaves_to_others(changes: dict[str, Any], why: str, tmp_path: P
     config = SafetensorsSource(saved(tmp_path / "model", "llama")).config
     assert unsupported(config) is None
     assert why in (unsupported(config | changes) or "")
+
+
+@pytest.mark.parametrize("quantization", ["int4", "fp32"])
+def test_plan_says_how_large_it_gets(quantization: str, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "llama")
+    planned = OnnxConverter().plan(request(model, quantization), tmp_path / "out").files["out"]
+    folder = exported(model, quantization).path
+    assert planned == sum(path.stat().st_size for path in folder.glob("model.onnx*"))
