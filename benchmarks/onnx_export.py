@@ -33,7 +33,9 @@ FLOORS = {
 }
 """What each path imports. The builder runs in a child of the command, whose own imports are few."""
 
-HEAD = f"{'':<10}{'seconds':>9}{'CPU s':>8}{'anon. MB':>10}{'floor MB':>10}{'ratio':>8}{'output MB':>11}"
+TITLES = {"": 10, "seconds": 9, "CPU s": 8, "anon. MB": 10, "floor MB": 10, "ratio": 8,
+          "output MB": 11}  # fmt: skip
+"""Of the table's columns, and how wide they are."""
 
 
 def export(base: Path, exporter: str, work: Path, args: argparse.Namespace) -> tuple[Cost, int]:
@@ -76,9 +78,7 @@ def main() -> None:
             base = make_model(work / "model", resolve_base("default"), SCALES[args.scale])
         weights = 2 * parameter_count(SafetensorsSource(base))
         print(f"{args.quant}, {args.threads} threads, weights {weights / 1e6:,.0f} MB in bfloat16")
-        print(
-            f"{'':<10}{'seconds':>9}{'CPU s':>8}{'anon. MB':>10}{'floor MB':>10}{'ratio':>8}{'output MB':>11}"
-        )
+        print("".join(f"{title:>{width}}" for title, width in TITLES.items()))
         for exporter in args.exporters:
             low = floor(exporter)
             runs = [export(base, exporter, work / "run", args) for _ in range(args.repetitions)]
