@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.onnx.options import Settings
 from edgeadapt.errors import InputError
+from edgeadapt.extras import need
 
 
 class GraphWriter(abc.ABC):
@@ -68,7 +69,9 @@ def choose_writer(request: ConversionRequest, settings: Settings) -> GraphWriter
 
     Raises:
         InputError: there is none of this name, or it cannot keep adapters apart as asked.
+        MissingExtraError: the package onnx is not installed.
     """
+    need("onnx", "an ONNX export")
     from edgeadapt.converters.onnx.stream.writer import StreamWriter
 
     wanted, own = request.onnx.exporter, StreamWriter()

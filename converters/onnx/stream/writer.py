@@ -52,14 +52,18 @@ class StreamWriter(GraphWriter):
     def describe(self, request: ConversionRequest, settings: Settings) -> dict[str, Any]:
         """See `GraphWriter.describe`."""
         if reason := self.refuses(request, settings):
-            raise UnsupportedError(f"{reason}; try --exporter builder")
+            apart = bool(request.onnx.adapters)
+            other = (
+                "merge the adapter: --adapter-mode merged" if apart else "try --exporter builder"
+            )
+            raise UnsupportedError(f"{reason}; {other}")
         self._job(request, settings)  # finds what is missing before anything is written
         writer = {"name": "edgeadapt", "version": __version__, "onnx": onnx.__version__}
         names = [adapter.name for adapter in request.onnx.adapters]
         return {"writer": writer} | ({"separate_adapters": names} if names else {})
 
     def plan(self, request: ConversionRequest, settings: Settings, out: Path) -> ExportPlan:
-        """Exact to the byte, but for the graph itself."""
+        """Graph and weights to the byte; tokenizer and config files are not counted."""
         job = self._job(request, settings)
         graph = len(job.graph.serialized())
         in_flight = 2 * request.threads + 1
