@@ -20,11 +20,11 @@ from edgeadapt.errors import CorruptFileError, UnsupportedError
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.weights import TensorInfo
 from tests.onnx_folders import request
+from tests.onnx_graphs import Graph, torch_logits
 from tests.tiny import save_model
 
-ort = pytest.importorskip("onnxruntime")
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")
 
 POSITIONS = 256
 LLAMA3 = {
@@ -67,42 +67,6 @@ def exported(model: Path, quantization: str = "fp32", **options: Any) -> Artifac
     return OnnxConverter().convert(wanted, model.with_name(f"{model.name}-{quantization}"))
 
 
-class Graph:
-    """A graph in plain onnxruntime, its cache fed back by hand."""
-
-    def __init__(self, folder: Path) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(str(folder / "model.onnx"), options)
-        self.past = [x for x in self.session.get_inputs() if x.name.startswith("past_key_values")]
-        self.outputs = [x.name for x in self.session.get_outputs()]
-
-    def run(self, ids: np.ndarray, *cuts: int) -> np.ndarray:
-        """Logits at every position, the tokens given in parts that end at the cuts."""
-        batch, length = ids.shape
-        cache = {
-            x.name: np.zeros((batch, x.shape[1], 0, x.shape[3]), np.float32) for x in self.past
-        }
-        logits = []
-        for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
-            mask = np.ones((batch, stop), np.int64)
-            feeds = {"input_ids": ids[:, start:stop], "attention_mask": mask, **cache}
-            results = dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
-            logits.append(results["logits"])
-            present = {x.name: x.name.replace("past_key_values", "present") for x in self.past}
-            cache = {past: results[name] for past, name in present.items()}
-        return np.concatenate(logits, axis=1)
-
-
-def reference(model: Path, ids: np.ndarray) -> np.ndarray:
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager"
-    )
-    with torch.inference_mode():
-        return loaded.eval()(torch.from_numpy(ids)).logits.numpy()  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_equals_torch(case: str, tmp_path: Path) -> None:
     model = saved(tmp_path / "model", case)
@@ -110,20 +74,20 @@ def test_equals_torch(case: str, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(3, 320, (4, POSITIONS))
     # longrope changes tables with the length: what is cached stays as it was then
     length = 128 if "longrope" in case else POSITIONS
-    expected = reference(model, ids[:, :length])
+    expected = torch_logits(model, ids[:, :length])
     for batch in (1, 4):
         part = ids[:batch, :length]
-        assert np.abs(graph.run(part) - expected[:batch]).max() < 1e-4
+        assert np.abs(graph.logits(part) - expected[:batch]).max() < 1e-4
         # the kernel takes several tokens after a cache only of one sequence
         cuts = range(length - 4, length) if batch > 1 else (9, length - 60, length - 59, length - 1)
-        assert np.abs(graph.run(part, *cuts) - expected[:batch]).max() < 1e-4
+        assert np.abs(graph.logits(part, cuts) - expected[:batch]).max() < 1e-4
 
 
 def test_longrope_beyond_its_first_context(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "phi3, longrope")
     ids = np.random.default_rng(0).integers(3, 320, (2, 200))
-    expected = reference(model, ids)
-    assert np.abs(Graph(exported(model).path).run(ids) - expected).max() < 1e-4
+    expected = torch_logits(model, ids)
+    assert np.abs(Graph(exported(model).path).logits(ids) - expected).max() < 1e-4
 
 
 class Rounded:
@@ -165,16 +129,16 @@ def test_quantized_computes_with_the_rounded_weights(
     rounded = ConversionRequest(Rounded(model, scheme, tied), model, "fp32", "rounded", threads=1)
     expected = Graph(OnnxConverter().convert(rounded, tmp_path / "rounded").path)
     ids = np.random.default_rng(0).integers(3, 320, (2, 40))
-    found = Graph(made.path).run(ids)
-    assert np.abs(found - expected.run(ids)).max() < 1e-4
-    assert np.abs(found - reference(model, ids)).max() > 1e-3
+    found = Graph(made.path).logits(ids)
+    assert np.abs(found - expected.logits(ids)).max() < 1e-4
+    assert np.abs(found - torch_logits(model, ids)).max() > 1e-3
 
 
 def test_half_precision_weights(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "llama, tied")
     made = exported(model, "fp16")
     ids = np.random.default_rng(0).integers(3, 320, (1, 40))
-    error = np.abs(Graph(made.path).run(ids) - reference(model, ids)).max()
+    error = np.abs(Graph(made.path).logits(ids) - torch_logits(model, ids)).max()
     assert 0 < error < 2e-2
     whole = exported(model).path / "model.onnx.data"
     assert (made.path / "model.onnx.data").stat().st_size < 0.6 * whole.stat().st_size
