@@ -73,7 +73,7 @@ def test_fp32_equals_torch(base: Path) -> None:
 @pytest.fixture(scope="module")
 def adapters(base: Path) -> dict[str, Path]:
     configs = {
-        "all": LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        "all": LoraConfig(r=16, lora_alpha=0.5, target_modules="all-linear"),
         "few": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
     }
     root = base.parent / "adapters"
