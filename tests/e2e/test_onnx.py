@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from peft import LoraConfig
 
-from edgeadapt.artifact import open_artifact
+from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import import_base
 from edgeadapt.export import export, open_model
 from edgeadapt.export_separate import export_with_adapters
@@ -71,31 +70,33 @@ def test_fp32_equals_torch(base: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def adapters(base: Path) -> dict[str, Path]:
+def graphs(base: Path) -> dict[str, Artifact]:
+    """The base's graph with two adapters beside it, and each of them merged."""
     configs = {
         "all": LoraConfig(r=16, lora_alpha=0.5, target_modules="all-linear"),
         "few": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
     }
-    root = base.parent / "adapters"
-    return {name: save_adapter(base, root / name, c) for name, c in configs.items()}
+    root = base.parent
+    adapters = {name: save_adapter(base, root / name, c) for name, c in configs.items()}
+    apart = export_with_adapters(str(base), list(adapters.values()), "fp32", root / "apart")
+    merged = {
+        name: export(open_model(str(base), adapter), "onnx", "fp32", root / f"merged-{name}")
+        for name, adapter in adapters.items()
+    }
+    return {"apart": apart} | merged
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_switched_adapter_equals_merged(
-    base: Path, adapters: dict[str, Path], engine: str, tmp_path: Path
-) -> None:
+def test_switched_adapter_equals_merged(graphs: dict[str, Artifact], engine: str) -> None:
     settings = SessionSettings(threads=2, context=512)
-    out = export_with_adapters(str(base), list(adapters.values()), "fp32", tmp_path / "apart")
-    session = get_runtime(engine).load(out, settings)
+    session = get_runtime(engine).load(graphs["apart"], settings)
     ids = session.encode(session.render(QUESTION))
     untouched = session.all_logits(ids)
-    for name, adapter in adapters.items():
-        merged = export(open_model(str(base), adapter), "onnx", "fp32", tmp_path / name)
-        expected = get_runtime(engine).load(merged, settings).all_logits(ids)
-        session.use_adapter(out.path / "adapters" / f"{name}.onnx_adapter")
+    for name in ("all", "few"):
+        expected = get_runtime(engine).load(graphs[name], settings).all_logits(ids)
+        session.use_adapter(graphs["apart"].path / "adapters" / f"{name}.onnx_adapter")
         assert np.abs(expected - untouched).max() > 0.1
         assert np.abs(session.all_logits(ids) - expected).max() < 1e-3
-        shutil.rmtree(merged.path)
     session.use_adapter(None)
     np.testing.assert_array_equal(session.all_logits(ids), untouched)
 
