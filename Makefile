@@ -11,7 +11,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	&& { echo $$python; break; }; done)
 endif
 
-.PHONY: install test test-e2e demo lint format clean
+.PHONY: install optimum test test-e2e demo lint format clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -31,6 +31,10 @@ $(VENV)/.llama-cpp: $(VENV)/.base
 $(VENV)/.installed: $(VENV)/.llama-cpp
 	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
 	@touch $@
+
+# The second environment, for `export --exporter optimum`; its tests are skipped without it.
+optimum: install
+	$(BIN)/edgeadapt setup optimum
 
 test: install
 	$(BIN)/python -m pytest -m "not e2e"

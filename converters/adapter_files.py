@@ -29,7 +29,10 @@ class AdapterRequest:
 AdapterWriter = Callable[[AdapterRequest, Path], Artifact]
 """Writes the adapter whole or not at all; raises InputError where the format cannot carry it."""
 
-_WRITERS = {"gguf": "edgeadapt.converters.gguf.lora:write_lora"}
+_WRITERS = {
+    "gguf": "edgeadapt.converters.gguf.lora:write_lora",
+    "onnx": "edgeadapt.converters.onnx.stream.adapters:write_adapter",
+}
 
 
 def get_adapter_writer(format: str) -> AdapterWriter:

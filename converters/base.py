@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.converters.gguf.options import GgufOptions
+from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.weights import WeightSource, parameter_count
 
 
@@ -29,6 +30,8 @@ class ConversionRequest:
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     gguf: GgufOptions = field(default_factory=GgufOptions)
     """What only the GGUF converter understands."""
+    onnx: OnnxOptions = field(default_factory=OnnxOptions)
+    """What only the ONNX converter understands."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class ExportPlan:
         return sum(self.files.values())
 
 
-_BITS = {"int4": 6, "int8": 9, "fp16": 16}
+_BITS = {"int4": 6, "int8": 9, "int8-dynamic": 9, "fp16": 16}
 """Bits for each weight, with scales; of int4 the embedding and sensitive layers keep 8."""
 
 _LIBRARIES = 600 << 20

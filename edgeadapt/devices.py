@@ -166,6 +166,8 @@ class RuntimeChoice(_Strict):
     """What computes."""
     reason: str
     quantizations: tuple[Quantization, ...] = Field(min_length=1)
+    session_options: dict[str, str] = {}
+    """Entries for ONNX Runtime's session configuration; go into an export for this device."""
 
 
 class DeviceProfile(_Strict):

@@ -6,6 +6,7 @@ EdgeAdaptError              exit code 2: the input or the request cannot be serv
 │   ├── AdapterError        an adapter does not fit the base, or cannot be merged
 │   └── UnsupportedError    a model, method or type that edgeadapt does not handle
 ├── MissingExtraError       an optional library is not installed
+├── MissingSetupError       something that `edgeadapt setup` makes is not there
 ├── RuntimeFailure          an engine (llama.cpp, ONNX Runtime, torch) failed on its side
 └── GateFailure             exit code 1: everything ran, and the result is not good enough
 
@@ -47,6 +48,10 @@ class MissingExtraError(EdgeAdaptError):
             f"{purpose} needs the Python package {module!r}, which is not installed; "
             f"type: pip install 'edgeadapt[{extra}]'"
         )
+
+
+class MissingSetupError(EdgeAdaptError):
+    """Something that `edgeadapt setup` makes is not there."""
 
 
 class RuntimeFailure(EdgeAdaptError):

@@ -26,6 +26,7 @@ from edgeadapt.console import log, progress
 from edgeadapt.converters.adapter_files import AdapterRequest, get_adapter_writer
 from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.gguf.options import GgufOptions
+from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.converters.registry import get_converter
 from edgeadapt.errors import AdapterError, InputError
 from edgeadapt.files import atomic_folder, publish, read_json, staged, write_json
@@ -86,14 +87,14 @@ def open_model(
     } | _history(folder)
     choices = parse_adapters([adapter] if isinstance(adapter, Path) else adapter or ())
     if choices:
-        specs = [_checked_spec(choice.path, base, digest, any_base) for choice in choices]
+        specs = [checked_spec(choice.path, base, digest, any_base) for choice in choices]
         tied = is_tied(source)
         lineage["merge"] = {"onto": merge_onto, "precision": "float32"}
         if merge_onto == "quantized":
             source = _as_trained(source, specs, trained_on)
             lineage["merge"]["held"] = source.held.record()
         source = stacked_source(source, choices)
-        described = [_adapter_lineage(spec) for spec in specs]
+        described = [adapter_lineage(spec) for spec in specs]
         lineage["adapter"] = described[0]
         if tied and not is_tied(source):
             lineage["merge"]["untied_head"] = True
@@ -133,7 +134,7 @@ def export_adapter(
     Args:
         base: what the adapter belongs to, as `open_model` takes it.
         adapter: one PEFT adapter folder.
-        format: one that has adapters, `gguf`.
+        format: one that has adapters, `gguf` or `onnx`.
         quantization: how to store it; F32 if not given.
         out: the file to make.
         revision: of a hub id.
@@ -151,10 +152,10 @@ def export_adapter(
         )
     write = get_adapter_writer(format)
     model, path = open_model(base, revision=revision), choices[0].path
-    spec = _checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
+    spec = checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
     stored = quantization or "F32"
     lineage = model.lineage | {
-        "adapter": _adapter_lineage(spec),
+        "adapter": adapter_lineage(spec),
         "format": format,
         "mode": "separate",
     }
@@ -177,6 +178,7 @@ def export(
     threads: int | None = None,
     options: GgufOptions | None = None,
     check: Callable[[Artifact], None] | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> Artifact:
     """Convert a model to `format` at `out`, whole or not at all.
 
@@ -187,13 +189,14 @@ def export(
         out: the file or folder to make.
         threads: default all cores.
         options: of the GGUF converter.
+        onnx: options of the ONNX converter.
         check: is shown the artifact before it gets its name; if it raises, nothing is left.
 
     Raises:
         InputError: `out` exists, format or quantization are unknown, or the disk lacks room.
         UnsupportedError: the architecture has no place in this format.
     """
-    request = _request(model, format, quantization, threads, options)
+    request = _request(model, format, quantization, threads, options, onnx)
     converter = get_converter(format)
     if check is None or out.exists():  # in the second case the converter says what is wrong
         return converter.convert(request, out)
@@ -215,6 +218,7 @@ def plan_export(
     *,
     threads: int | None = None,
     options: GgufOptions | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> ExportPlan:
     """What `export` with the same arguments would take; nothing is written.
 
@@ -222,7 +226,7 @@ def plan_export(
         InputError: as `export`, except that `out` may exist and the disk may be full.
         UnsupportedError: as `export`.
     """
-    request = _request(model, format, quantization, threads, options)
+    request = _request(model, format, quantization, threads, options, onnx)
     return get_converter(format).plan(request, out)
 
 
@@ -232,12 +236,18 @@ def _request(
     quantization: str,
     threads: int | None,
     options: GgufOptions | None,
+    onnx: OnnxOptions | None,
 ) -> ConversionRequest:
-    options = options or GgufOptions()
+    options, onnx = options or GgufOptions(), onnx or OnnxOptions()
     if format != "gguf" and options != GgufOptions():
         raise InputError(
             "an importance matrix, --tensor-type, --max-size and --split-max-size are for --format "
             f"gguf; {format} has none of these"
+        )
+    if format != "onnx" and onnx != OnnxOptions():
+        raise InputError(
+            "--exporter, --algorithm, --block-size, --symmetric, --accuracy-level and "
+            f"--instruction-set are for --format onnx; {format} has none of these"
         )
     lineage = model.lineage | {"format": format, "quantization": quantization}
     if options.allocation is not None:
@@ -257,6 +267,7 @@ def _request(
         lineage=lineage,
         threads=threads or len(os.sched_getaffinity(0)),
         gguf=options,
+        onnx=onnx,
     )
 
 
@@ -282,8 +293,19 @@ def merge_to_folder(model: ModelToExport, out: Path, *, dtype: str = "float32") 
     return artifact
 
 
-def _checked_spec(path: Path, base: str, digest: str, any_base: bool) -> AdapterSpec:
-    """Read an adapter's configuration and see that it was trained on this base."""
+def checked_spec(path: Path, base: str, digest: str, any_base: bool) -> AdapterSpec:
+    """Read an adapter's configuration and see that it was trained on this base.
+
+    Args:
+        path: the adapter's folder.
+        base: what the base is called, for messages.
+        digest: the base's hash.
+        any_base: only warn if it was trained on another.
+
+    Raises:
+        AdapterError: it was.
+        InputError: the folder holds no adapter.
+    """
     if (path / "config.json").is_file() and not (path / CONFIG).is_file():
         raise InputError(f"{path} is a whole model, not an adapter; give it with --base")
     spec = read_spec(path)
@@ -321,7 +343,8 @@ def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in told if key in record}
 
 
-def _adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
+def adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
+    """What an artifact says of an adapter that went into it, or lies beside it."""
     return {
         "name": spec.path.resolve().name,
         "sha256": file_sha256(spec.path / WEIGHTS),

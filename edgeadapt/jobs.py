@@ -96,7 +96,7 @@ def score(
     Args:
         path: the artifact.
         sequences: token ids with a mask, or prompt and completion as text.
-        adapter: a PEFT adapter to run live on top, which only the torch runtime can.
+        adapter: what to run on top: a PEFT folder with torch, else a file of the runtime's kind.
         runtime: its name; by default the preferred installed one for the artifact's format.
         threads: by default `available_threads()`.
         context: KV cache size in tokens; by default what the longest sequence needs.
@@ -140,7 +140,7 @@ def sample(
         path: the artifact.
         conversations: each a list of messages that ends with the user's.
         max_tokens: most tokens in an answer.
-        adapter: a PEFT adapter to run live on top, which only the torch runtime can.
+        adapter: what to run on top: a PEFT folder with torch, else a file of the runtime's kind.
         runtime: its name; by default the preferred installed one for the artifact's format.
         threads: by default `available_threads()`.
         context: KV cache size in tokens, 2048 by default.
@@ -186,28 +186,41 @@ def _as_json(sequence: Scored | Text) -> dict[str, Any]:
 def open_session(payload: dict[str, Any], *, context: int) -> Session:
     """Load what a job's payload names (in the child)."""
     settings = SessionSettings(
-        threads=payload["threads"], context=context, exact=payload.get("exact", False)
+        threads=payload["threads"],
+        context=context,
+        exact=payload.get("exact", False),
+        provider=payload.get("provider") or "cpu",
     )
-    runtime = get_runtime(payload["runtime"])
-    if payload.get("adapter"):
-        if not hasattr(runtime, "adapter"):
-            raise InputError(
-                f"the {payload['runtime']} runtime cannot run a live adapter; use --runtime torch, "
-                "or export the merged model"
-            )
-        runtime.adapter = Path(payload["adapter"])
-    return runtime.load(open_artifact(Path(payload["artifact"])), settings)
+    runtime, adapter = get_runtime(payload["runtime"]), payload.get("adapter")
+    runtime.check_provider(settings.provider)
+    if adapter and hasattr(runtime, "adapter"):  # torch runs PEFT's folders as they are
+        runtime.adapter, adapter = Path(adapter), None
+    session = runtime.load(open_artifact(Path(payload["artifact"])), settings)
+    if adapter:
+        try:
+            session.use_adapter(Path(adapter))
+        except BaseException:
+            session.close()
+            raise
+    return session
 
 
 def open_here(
-    path: Path, *, context: int, runtime: str | None = None, threads: int | None = None
+    path: Path,
+    *,
+    context: int,
+    adapter: Path | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    provider: str | None = None,
 ) -> Session:
     """Load an artifact in this process, for talking to it; the caller closes it.
 
     Raises:
         EdgeAdaptError: as `open_artifact`, `preferred_runtime` and `Runtime.load`.
     """
-    return open_session(artifact_payload(path, runtime=runtime, threads=threads), context=context)
+    payload = artifact_payload(path, adapter, runtime, threads) | {"provider": provider}
+    return open_session(payload, context=context)
 
 
 def run_score(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.chat_template import Message
+from edgeadapt.errors import InputError, UnsupportedError
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -26,6 +28,8 @@ class SessionSettings:
     exact: bool = False
     """Trade speed for the least rounding the engine can do: float32 KV cache, no flash
     attention. For comparing logits; quality and speed are stated at the engine's defaults."""
+    provider: str = "cpu"
+    """What computes: one of the runtime's `providers`."""
 
 
 class Session(abc.ABC):
@@ -96,6 +100,22 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Free the model."""
+
+    def use_adapter(self, path: Path | None) -> None:
+        """Switch to an adapter in the engine's own format, or with None back to the base alone.
+
+        Empties the KV cache: what is in it was computed with other weights.
+
+        Raises:
+            InputError: the file is missing, damaged, or made for another model.
+            UnsupportedError: this engine loads no adapters here.
+        """
+        if path is not None:
+            raise UnsupportedError(
+                f"this runtime cannot use the adapter {path}; ONNX runtimes load .onnx_adapter "
+                "files beside a graph exported with --adapter-mode separate"
+            )
+        self.reset()
 
     def generate(
         self, ids: Sequence[int], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -171,6 +191,8 @@ class Runtime(abc.ABC):
     """Artifact formats that it loads: `gguf`, `onnx`, `hf`."""
     modules: ClassVar[tuple[str, ...]] = ()
     """Python modules of the engine; imported before `load` is timed, so that it is load alone."""
+    providers: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Execution providers that can be asked for, by name; whether one is there, `load` tells."""
 
     @abc.abstractmethod
     def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
@@ -191,6 +213,18 @@ class Runtime(abc.ABC):
             MissingExtraError: the engine is not installed.
         """
         return None
+
+    def check_provider(self, name: str) -> None:
+        """See that an execution provider can be asked for here.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if name.lower() not in self.providers:
+            raise InputError(
+                f"{self.name} has no execution provider {name!r}; it has "
+                f"{', '.join(self.providers)}"
+            )
 
     @abc.abstractmethod
     def version(self) -> str:

@@ -88,6 +88,12 @@ class OnnxFolder:
         return int(self.model["vocab_size"])
 
     @property
+    def session_entries(self) -> dict[str, str]:
+        """Entries for onnxruntime's session config, such as `session.intra_op.allow_spinning`."""
+        options = self.decoder.get("session_options") or {}
+        return {key: str(value) for key, value in options.items() if "." in key}
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a generation."""
         value = self.model["eos_token_id"]

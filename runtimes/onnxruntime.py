@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeadapt.artifact import Artifact
-from edgeadapt.errors import MissingExtraError, RuntimeFailure, UnsupportedError
+from edgeadapt.errors import CorruptFileError, MissingExtraError, RuntimeFailure
 from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
+from edgeadapt.runtimes.onnx_adapter import read_adapter
+from edgeadapt.runtimes.onnx_cache import (
+    AlternatingCache,
+    CacheShape,
+    KvCache,
+    SharedCache,
+    cache_names,
+    tensor_dtype,
+)
 from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+from edgeadapt.runtimes.onnx_providers import PROVIDERS, check_taken, require
 
 _FATAL = 4
 _PREFILL_CHUNK = 512
@@ -26,13 +38,10 @@ class OnnxruntimeRuntime(Runtime):
     name = "onnxruntime"
     formats = frozenset({"onnx"})
     modules = ("onnxruntime", "tokenizers")
+    providers = PROVIDERS
 
     def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
-        """Load a folder; see `Runtime.load`.
-
-        Raises:
-            UnsupportedError: the graph cannot keep its KV cache in one buffer.
-        """
+        """Load a folder; see `Runtime.load`."""
         folder = OnnxFolder.open(artifact)
         ort = need("onnxruntime", "running an ONNX model with onnxruntime")
         return OnnxruntimeSession(ort, folder, settings)
@@ -52,11 +61,10 @@ class OnnxruntimeRuntime(Runtime):
 
 
 class OnnxruntimeSession(HfText, Session):
-    """Past and present of each layer are bound to the same buffer, so that nothing is copied.
+    """Keys and values stay in buffers that were allocated once (see `onnx_cache`).
 
-    `GroupQueryAttention` writes the new keys and values in place then; how many positions count
-    follows from the length of the attention mask. `exact` changes nothing: the KV cache is
-    float32 already, and the rounding of activations is part of the graph.
+    `exact` changes nothing: the KV cache is as wide as the graph has it, and the rounding of
+    activations is part of the graph.
     """
 
     def __init__(self, ort: Any, folder: OnnxFolder, settings: SessionSettings) -> None:
@@ -67,34 +75,33 @@ class OnnxruntimeSession(HfText, Session):
         self._context = min(settings.context, folder.context_length)
         self._ort = ort
         self._errors = _engine_errors()
-        if not folder.genai.get("search", {}).get("past_present_share_buffer"):
-            raise UnsupportedError(
-                f"{folder.path} keeps past and present apart; run it with --runtime ort-genai"
-            )
+        provider = require(settings.provider)
         with loading(folder, *self._errors):
             self._session = ort.InferenceSession(
-                str(folder.graph), _options(ort, settings.threads), ["CPUExecutionProvider"]
+                str(folder.graph),
+                _options(ort, settings.threads, folder.session_entries),
+                list(dict.fromkeys((provider, "CPUExecutionProvider"))),
             )
+        check_taken(self._session, provider)
         self._inputs = {entry.name: entry for entry in self._session.get_inputs()}
+        outputs = {entry.name: entry for entry in self._session.get_outputs()}
         self._logits_name = folder.decoder["outputs"]["logits"]
+        with _as_described(folder):
+            self._dtype = tensor_dtype(outputs[self._logits_name].type)
+            self._cache = self._make_cache(folder)
         self._binding = self._session.io_binding()
+        self._folder, self._adapter = folder.path, dict[str, Any]()
         self._mask = np.ones((1, self._context), dtype=np.int64)
         self._last: Float32Array = np.zeros((1, 1, self.vocab_size), dtype=np.float32)
-        self._bind_cache(folder)
 
-    def _bind_cache(self, folder: OnnxFolder) -> None:
-        """One zeroed buffer per layer for keys and one for values, (1, heads, context, size)."""
-        decoder = folder.decoder
-        shape = (1, decoder["num_key_value_heads"], self._context, decoder["head_size"])
-        self._cache = []
-        for layer in range(decoder["num_hidden_layers"]):
-            for kind in ("key", "value"):
-                past = decoder["inputs"][f"past_{kind}_names"] % layer
-                present = decoder["outputs"][f"present_{kind}_names"] % layer
-                buffer = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
-                self._binding.bind_ortvalue_input(past, buffer)
-                self._binding.bind_ortvalue_output(present, buffer)
-                self._cache.append(buffer)
+    def _make_cache(self, folder: OnnxFolder) -> KvCache:
+        decoder, names = folder.decoder, cache_names(folder.decoder)
+        heads, size = decoder["num_key_value_heads"], decoder["head_size"]
+        shape = CacheShape(heads, size, self._context)
+        dtype = tensor_dtype(self._inputs[next(iter(names))].type)
+        if folder.genai.get("search", {}).get("past_present_share_buffer"):
+            return SharedCache(self._ort, names, shape, dtype)
+        return AlternatingCache(names, shape, dtype)
 
     def _run(self, ids: Sequence[int]) -> Float32Array:
         """Extend the cache by a few tokens; logits (1, len(ids), vocab_size), ours to keep."""
@@ -108,16 +115,19 @@ class OnnxruntimeSession(HfText, Session):
             if name in self._inputs:
                 self._binding.bind_cpu_input(name, np.ascontiguousarray(value))
         shape = (1, count, self.vocab_size)
-        logits: Float32Array = self._last if count == 1 else np.empty(shape, dtype=np.float32)
+        whole = self._dtype is np.float32
+        logits = self._last if count == 1 and whole else np.empty(shape, dtype=self._dtype)
         self._binding.bind_output(
-            self._logits_name, "cpu", 0, np.float32, shape, logits.ctypes.data
+            self._logits_name, "cpu", 0, self._dtype, shape, logits.ctypes.data
         )
+        self._cache.bind(self._binding, self.position, count)
         try:
             self._session.run_with_iobinding(self._binding)
         except self._errors as error:
             raise RuntimeFailure(f"onnxruntime: {str(error).strip()}") from error
+        self._cache.done()
         self.position = end
-        return logits
+        return logits if whole else logits.astype(np.float32)
 
     def _feed(self, ids: Sequence[int], all_logits: Float32Array | None = None) -> None:
         check_room(self.position, len(ids), self._context)
@@ -152,6 +162,24 @@ class OnnxruntimeSession(HfText, Session):
         """Empty the KV cache; its buffers are overwritten as they fill again."""
         self.position = 0
 
+    def use_adapter(self, path: Path | None) -> None:
+        """Switch adapters; see `Session.use_adapter`.
+
+        The adapter's tensors are bound as inputs, since onnxruntime (1.32) leaves the active
+        adapters of the run options aside where inputs are bound. What the last adapter gave and
+        this one does not is bound to nothing again: to a matrix of rank 0.
+        """
+        given = {} if path is None else read_adapter(path, self._folder)
+        for name in self._adapter.keys() - given.keys():
+            rank_axis = 1 if name.endswith(".lora_A.weight") else 0
+            shape = list(self._adapter[name].shape())
+            shape[rank_axis] = 0
+            given[name] = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+        for name, value in given.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._adapter = given
+        self.reset()
+
     def build_info(self) -> dict[str, str]:
         """Version, build, providers, and the CPU features that kernels are chosen by."""
         return {
@@ -167,11 +195,25 @@ class OnnxruntimeSession(HfText, Session):
 
     def close(self) -> None:
         """Free the model."""
-        del self._binding, self._cache, self._session
+        del self._binding, self._cache, self._adapter, self._session
 
 
-def _options(ort: Any, threads: int) -> Any:
+@contextlib.contextmanager
+def _as_described(folder: OnnxFolder) -> Iterator[None]:
+    """Turn a graph without what genai_config.json says of it into a `CorruptFileError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(
+            f"{folder.graph} is not the graph that genai_config.json describes: {error!r}; "
+            "export again"
+        ) from error
+
+
+def _options(ort: Any, threads: int, entries: Mapping[str, str]) -> Any:
     options = ort.SessionOptions()
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL

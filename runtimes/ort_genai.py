@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,14 @@ from edgeadapt.errors import InputError, MissingExtraError, RuntimeFailure
 from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
+from edgeadapt.runtimes.onnx_adapter import read_adapter
 from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+from edgeadapt.runtimes.onnx_providers import GENAI_PROVIDERS, require
 
 _FATAL = 4
+_CPU = "CPUExecutionProvider"
+_ADAPTER = "active"
+"""What the one adapter that is loaded is called."""
 
 
 class OrtGenaiRuntime(Runtime):
@@ -26,6 +32,7 @@ class OrtGenaiRuntime(Runtime):
     name = "ort-genai"
     formats = frozenset({"onnx"})
     modules = ("onnxruntime_genai", "tokenizers")
+    providers = GENAI_PROVIDERS
 
     def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
         """Load a folder; see `Runtime.load`."""
@@ -87,7 +94,7 @@ class OrtGenaiSession(HfText, Session):
 
     Decoding that way is as fast as `generate_next_token`. The graph computes logits at every
     position that is fed, and `get_output` gives them all. `exact` changes nothing: the KV cache is
-    float32 already, and the rounding of activations is part of the graph.
+    as wide as the graph has it, and the rounding of activations is part of the graph.
     """
 
     def __init__(self, og: Any, folder: OnnxFolder, settings: SessionSettings) -> None:
@@ -95,18 +102,27 @@ class OrtGenaiSession(HfText, Session):
         self.stop_ids = folder.stop_ids
         self.vocab_size = folder.vocab_size
         self.position = 0
+        self._og, self._folder, self._adapters = og, folder.path, None
         self._threads = settings.threads
         self._context = min(settings.context, folder.context_length)
         self._logits_name = folder.decoder["outputs"]["logits"]
         session_options = {"intra_op_num_threads": settings.threads, "log_severity_level": _FATAL}
+        provider = require(settings.provider, genai=True)
+        self._providers = " ".join(dict.fromkeys((require(settings.provider), _CPU)))
         overlay = {"model": {"decoder": {"session_options": session_options}}}
         with loading(folder, RuntimeError):
             config = og.Config(str(folder.path))
             config.overlay(json.dumps(overlay))
+            if provider != "cpu":
+                config.clear_providers()
+                config.append_provider(provider)
             self._model = og.Model(config)
-            params = og.GeneratorParams(self._model)
-            params.set_search_options(max_length=self._context, do_sample=False)
-            self._generator = og.Generator(self._model, params)
+            self._generator = self._new_generator()
+
+    def _new_generator(self) -> Any:
+        params = self._og.GeneratorParams(self._model)
+        params.set_search_options(max_length=self._context, do_sample=False)
+        return self._og.Generator(self._model, params)
 
     def forward(self, ids: Sequence[int]) -> None:
         """Run tokens through the model; see `Session.forward`."""
@@ -137,12 +153,34 @@ class OrtGenaiSession(HfText, Session):
         self._generator.rewind_to(0)
         self.position = 0
 
+    def use_adapter(self, path: Path | None) -> None:
+        """Switch adapters; see `Session.use_adapter`.
+
+        A generator keeps its adapter for life, so that each switch makes a new one, and the last
+        adapter is unloaded with the old one.
+        """
+        adapters = None
+        if path is not None:
+            read_adapter(path, self._folder)  # says better than the engine what does not fit
+            adapters = self._og.Adapters(self._model)
+            try:
+                adapters.load(str(path), _ADAPTER)
+            except RuntimeError as error:
+                raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+        del self._generator
+        if self._adapters is not None:
+            self._adapters.unload(_ADAPTER)
+        self._generator, self._adapters = self._new_generator(), adapters
+        if adapters is not None:
+            self._generator.set_active_adapter(adapters, _ADAPTER)
+        self.position = 0
+
     def build_info(self) -> dict[str, str]:
         """Version, providers, and the CPU features that kernels are chosen by at run time."""
         return {
             "onnxruntime-genai": version("onnxruntime-genai"),
             "onnxruntime": version("onnxruntime"),
-            "providers": "CPUExecutionProvider",
+            "providers": self._providers,
             "cpu_features": kernel_features(),
         }
 
@@ -152,4 +190,4 @@ class OrtGenaiSession(HfText, Session):
 
     def close(self) -> None:
         """Free the model."""
-        del self._generator, self._model
+        del self._generator, self._adapters, self._model

@@ -99,6 +99,10 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
 }  # fmt: skip
 
 
+ONNX_ONLY: dict[str, tuple[str, dict[str, object]]] = {"gemma": ("GemmaConfig", {"head_dim": 32})}
+"""Families that the GGUF converter does not know."""
+
+
 def save_model(
     folder: Path,
     family: str,
@@ -115,14 +119,14 @@ def save_model(
     tokenizer: bool = True,
     **config: object,
 ) -> Path:
-    """A random model of one of `FAMILIES`, with its tokenizer; returns the folder.
+    """A random model of one of `FAMILIES` or `ONNX_ONLY`, with its tokenizer; returns the folder.
 
     `tied` is the family's own habit unless given; `config` goes to transformers' config class.
     """
     import torch
     import transformers
 
-    class_name, own = FAMILIES[family]
+    class_name, own = (FAMILIES | ONNX_ONLY)[family]
     options: dict[str, object] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden,

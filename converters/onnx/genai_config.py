@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgeadapt.errors import InputError
@@ -12,8 +14,13 @@ from edgeadapt.tokenizer import ModelTokenizer
 _MARK = "edgeadapt"
 
 
-def repair_genai_config(folder: Path, tokenizer: ModelTokenizer, config: dict[str, Any]) -> None:
-    """Set the ids that end a generation, begin a text and pad it.
+def repair_genai_config(
+    folder: Path,
+    tokenizer: ModelTokenizer,
+    config: dict[str, Any],
+    session: Mapping[str, int | str] = MappingProxyType({}),
+) -> None:
+    """Set the ids that end a generation, begin a text and pad it, and session options.
 
     The builder of 0.18 derives them from the tokenizer class that transformers guesses, which for
     some tokenizers makes the opening of a turn end the answer.
@@ -28,6 +35,7 @@ def repair_genai_config(folder: Path, tokenizer: ModelTokenizer, config: dict[st
         token = tokenizer.backend.token_to_id(text) if text else None
         if token is not None:
             record["model"][f"{key}_token_id"] = token
+    record["model"]["decoder"].setdefault("session_options", {}).update(session)
     write_json(path, record)
 
 

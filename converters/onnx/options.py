@@ -1,104 +1,208 @@
-"""What the builder is asked for, quantization by quantization, and the models it is asked for.
+"""What can be asked of an ONNX export, and what it comes to for one model.
 
-Option names are those of `python -m onnxruntime_genai.models.builder --help` (0.18). Whatever
-changes the numbers is written out here although it is the builder's default, so that an artifact
-says what was done to it and a new builder does not change it silently.
+Whatever changes the numbers is settled here and written into the artifact, also where it is the
+tools' default, so that an artifact says what was done to it and a new tool does not change it
+silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from edgeadapt.errors import UnsupportedError
+from edgeadapt.errors import InputError, UnsupportedError
 
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "GemmaForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Phi3ForCausalLM",
-    "GraniteForCausalLM",
-    "SmolLM3ForCausalLM",
-)
-"""Those whose float32 graph was compared with torch; the builder gets some others wrong (OLMo)."""
+if TYPE_CHECKING:
+    from edgeadapt.weights import LowRankUpdate
 
-ROPE_TYPES = ("default", "llama3")
-"""Rotary scalings for which the graph equals torch; with linear and yarn it is off by 5e-3."""
+QUANTIZATIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
+"""`int8` and `int4` keep weights in blocks (MatMulNBits); `int8-dynamic` also computes in int8,
+with one scale for each column of weights and one for each activation tensor (MatMulInteger)."""
 
-Options = dict[str, str]
+ALGORITHMS = ("rtn", "rtn_mixed", "k_quant", "k_quant_mixed", "hqq", "hqq_mixed")
+"""How a block's scale and zero point are found. rtn: from its range. k_quant: llama.cpp's search
+for the least weighted square error. hqq: half-quadratic quantization (Badri and Shaji 2023), whose
+zero points are fractions. _mixed: the head and the most sensitive layers in 8 bits, as llama.cpp's
+mixed types do: the first and last eighth of the layers and every third one between."""
 
-_ALWAYS: Options = {
-    "hf_token": "false",
-    "hf_remote": "false",
-    # Plain onnxruntime refuses the empty past that a window-sized cache starts with.
-    "windowed_kv_cache": "false",
-}
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 
-_BLOCK = 32
-"""Weights of a row that share a scale."""
+ACCURACY_LEVELS = {0: "unset", 1: "float32", 2: "float16", 3: "bfloat16", 4: "int8"}
+"""What MatMulNBits may round activations to."""
 
-_BLOCKS: Options = {
-    "algo_config": "rtn",
-    "block_size": str(_BLOCK),
-    # 4: activations are rounded to int8 in blocks, which is what the fast CPU kernels take.
-    "accuracy_level": "4",
-}
+PRESETS = ("arm64", "avx2", "avx512_vnni")
+"""Instruction sets that int8-dynamic is made for."""
 
-_BY_QUANTIZATION: dict[str, Options] = {
-    "fp32": {},
-    # 8-bit tables cannot be gathered from, so a tied embedding stays float32 beside its head.
-    "int8": _BLOCKS | {"is_symmetric": "true", "shared_embeddings": "false"},
-    # The head, and the layers that llama.cpp's mixed types also favour, in 8 bits; the rest in 4
-    # with zero points. On the 135M model: 117 MB and a KL divergence from float32 of 0.23, against
-    # 0.46 in 90 MB with 4 bits throughout (0.23 as well with k_quant, which takes twice as long).
-    "int4": _BLOCKS
-    | {
-        "is_symmetric": "false",
-        "matmul_mixed_precision": "last_matmul:int8,mixed_layers:int8",
-    },
-}
+_DEFAULT_PRESET = "avx2"
+"""Unsigned weights: signed ones saturate on x86 without VNNI, which costs several times the error
+of the rounding; on Arm both are right, and signed ones faster on smaller cores."""
 
-QUANTIZATIONS = tuple(_BY_QUANTIZATION)
+DEFAULT_ALGORITHM = {"int4": "rtn_mixed", "int8": "rtn"}
+"""int4: the least divergence at its size on the demo's held-out text (benchmarks/onnx_int4.py)."""
+
+_BLOCK_SIZE = 32
+_ACCURACY_LEVEL = 4
+"""int8 activations in blocks, which is what the fast CPU kernels take."""
 
 
-def builder_options(
-    quantization: str, config: dict[str, Any], widths: Collection[int] = ()
-) -> Options:
-    """The builder's extra options for one quantization of one model.
+@dataclass(frozen=True)
+class SeparateAdapter:
+    """An adapter that becomes a file of its own beside the graph."""
+
+    name: str
+    updates: tuple[LowRankUpdate, ...]
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """Options of the ONNX converter; None stands for the default of the quantization."""
+
+    exporter: str | None = None
+    """What writes the graph: `stream`, `builder` or `optimum`; None: what knows the family."""
+    algorithm: str | None = None
+    block_size: int | None = None
+    """Weights of a row that share a scale."""
+    symmetric: bool | None = None
+    """Without zero points; None: with them wherever they can be packed."""
+    accuracy_level: int | None = None
+    preset: str | None = None
+    """Of int8-dynamic: one of `PRESETS`."""
+    session: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
+    """Session options to write into genai_config.json: `intra_op_num_threads`, and entries such
+    as `session.intra_op.allow_spinning`."""
+
+    adapters: tuple[SeparateAdapter, ...] = ()
+    """The graph takes these, and others like them, at run time; only of the stream exporter."""
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("algorithm", self.algorithm, ALGORITHMS),
+            ("block size", self.block_size, BLOCK_SIZES),
+            ("accuracy level", self.accuracy_level, tuple(ACCURACY_LEVELS)),
+            ("instruction set", self.preset, PRESETS),
+        ):
+            if value is not None and value not in known:
+                raise InputError(
+                    f"ONNX has no {what} {value}; choose one of {', '.join(map(str, known))}"
+                )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the weights of one model are quantized; fields that do not apply are None."""
+
+    quantization: str
+    shared_embeddings: bool
+    """The embedding reads the head's weights."""
+    algorithm: str | None = None
+    mixed: bool = False
+    """Head and sensitive layers in 8 bits."""
+    block_size: int | None = None
+    symmetric: bool | None = None
+    accuracy_level: int | None = None
+    preset: str | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of most weights."""
+        return {"int4": 4, "int8": 8, "int8-dynamic": 8, "fp16": 16}.get(self.quantization, 32)
+
+    def record(self) -> dict[str, Any]:
+        """What applies, for the artifact's lineage."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def settle(
+    quantization: str, options: OnnxOptions, *, tied: bool, widths: Collection[int] = ()
+) -> Settings:
+    """Fill in what was left open, and refuse what does not go together.
 
     Args:
         quantization: one of `QUANTIZATIONS`.
-        config: the model's config.json.
+        options: what was asked for.
+        tied: whether the model's head is its embedding.
         widths: lengths of the rows of its matrices.
 
     Raises:
-        UnsupportedError: the architecture or its rotary scaling is not among those compared.
+        InputError: the quantization is unknown, or an option does not belong to it.
+        UnsupportedError: zero points were asked for that the format cannot hold.
     """
-    names = config.get("architectures") or ["none"]
-    if names[0] not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"the ONNX export does not handle the architecture {names[0]}; "
-            f"it handles {', '.join(ARCHITECTURES)}"
+    if quantization not in QUANTIZATIONS:
+        raise InputError(
+            f"ONNX has no quantization {quantization!r}; choose one of {', '.join(QUANTIZATIONS)}"
         )
-    if strange := sorted(_rope_types(config) - set(ROPE_TYPES)):
-        raise UnsupportedError(
-            f"the ONNX export does not handle rotary scaling of type {strange[0]}; "
-            f"it handles {', '.join(ROPE_TYPES)}"
-        )
-    tied = "true" if config.get("tie_word_embeddings") else "false"
-    options = _ALWAYS | {"shared_embeddings": tied} | _BY_QUANTIZATION[quantization]
-    # The builder packs zero points two to a byte and fails on rows with an odd number of them.
-    if "is_symmetric" in options and any(-(-width // _BLOCK) % 2 for width in widths):
-        options["is_symmetric"] = "true"
-    return options
+    _check_fits(quantization, options)
+    if quantization == "int8-dynamic":
+        return Settings(quantization, tied, preset=options.preset or _DEFAULT_PRESET)
+    if quantization not in DEFAULT_ALGORITHM:
+        return Settings(quantization, tied)
+    chosen = options.algorithm or DEFAULT_ALGORITHM[quantization]
+    algorithm = chosen.removesuffix("_mixed")
+    block_size = options.block_size or _BLOCK_SIZE
+    level = _ACCURACY_LEVEL if options.accuracy_level is None else options.accuracy_level
+    mixed = chosen.endswith("_mixed")
+    # Zero points of HQQ are fractions, which nobody packs; those of its head are not.
+    packed = quantization == "int4" and not (algorithm == "hqq" and mixed)
+    odd = packed and any(-(-width // block_size) % 2 for width in widths)
+    return Settings(
+        quantization,
+        tied,
+        algorithm=algorithm,
+        mixed=mixed,
+        block_size=block_size,
+        symmetric=_symmetric(algorithm, options, block_size, odd),
+        accuracy_level=level,
+    )
 
 
-def _rope_types(config: dict[str, Any]) -> set[str]:
-    """Types of rotary scaling, flat or one per kind of layer; older configs call it `type`."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kinds = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    return {str(kind.get("rope_type") or kind.get("type") or "default") for kind in kinds}
+def sensitive_layers(layers: int) -> list[int]:
+    """Layers that mixed types give 8 bits: llama.cpp's rule, which the builder follows too."""
+    return [
+        layer
+        for layer in range(layers)
+        if layer < layers / 8 or layer >= 7 * layers / 8 or (layer - round(layers / 8)) % 3 == 2
+    ]
+
+
+def _check_fits(quantization: str, options: OnnxOptions) -> None:
+    if options.preset is not None and quantization != "int8-dynamic":
+        raise InputError(f"an instruction set is chosen for int8-dynamic, not for {quantization}")
+    asked = {
+        "--algorithm": options.algorithm,
+        "--block-size": options.block_size,
+        "--symmetric": options.symmetric,
+        "--accuracy-level": options.accuracy_level,
+    }
+    given = [name for name, value in asked.items() if value is not None]
+    if given and quantization not in DEFAULT_ALGORITHM:
+        raise InputError(
+            f"{given[0]} is for {' and '.join(sorted(DEFAULT_ALGORITHM))}; "
+            f"{quantization} has no blocks of weights"
+        )
+    if quantization == "int8" and options.algorithm not in (None, "rtn", "k_quant"):
+        raise InputError(f"--algorithm {options.algorithm} is for int4; int8 has rtn and k_quant")
+
+
+def _symmetric(algorithm: str, options: OnnxOptions, block_size: int, odd: bool) -> bool:
+    """Whether zero points are left out.
+
+    onnxruntime's quantizers pack 4-bit zero points two to a byte, and fail on rows with an odd
+    number of them.
+    """
+    if algorithm != "rtn":
+        if options.symmetric:
+            raise InputError(f"{algorithm} always has zero points; --symmetric is for rtn")
+        if odd:
+            raise UnsupportedError(
+                f"{algorithm} cannot pack the zero points of this model: some rows have an odd "
+                f"number of blocks of {block_size}; choose another --block-size, or rtn"
+            )
+        return False
+    if options.symmetric is False and odd:
+        raise UnsupportedError(
+            "this model's zero points cannot be packed: some rows have an odd number of blocks of "
+            f"{block_size}; choose another --block-size, or --symmetric"
+        )
+    return odd if options.symmetric is None else options.symmetric

@@ -83,6 +83,8 @@ class Settings(_Model):
     repetitions: int
     warmup_repetitions: int
     context: int
+    adapter: str | None = None
+    """Name of the adapter that was active; None for the artifact alone."""
 
 
 class PageCache(_Model):

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.artifact import open_artifact
 from edgeadapt.bench.memory import high_water, memory_point
 from edgeadapt.bench.pagecache import files_of, resident_fraction
-from edgeadapt.runtimes.base import Runtime, Session, SessionSettings
+from edgeadapt.jobs import open_session
+from edgeadapt.runtimes.base import Session
 from edgeadapt.runtimes.registry import get_runtime
 from edgeadapt.worker import Progress
 
@@ -61,11 +61,9 @@ def repetition(session: Session, prompt: list[int], decode_tokens: int) -> Repet
     return Repetition(spans[0], spans[1:], tokens)
 
 
-def _load(runtime: Runtime, payload: dict[str, Any]) -> tuple[Session, float]:
-    artifact = open_artifact(Path(payload["artifact"]))
-    settings = SessionSettings(threads=payload["threads"], context=payload["context"])
+def _load(payload: dict[str, Any]) -> tuple[Session, float]:
     start = time.perf_counter()
-    session = runtime.load(artifact, settings)
+    session = open_session(payload, context=payload["context"])
     return session, time.perf_counter() - start
 
 
@@ -87,7 +85,7 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     import_s = time.perf_counter() - start
     resident = resident_fraction(files_of(Path(payload["artifact"])))
     phase("before_load")
-    session, load_s = _load(runtime, payload)
+    session, load_s = _load(payload)
     try:
         phase("loaded")
         prompt = prompt_ids(session, payload["prompt_tokens"])

@@ -47,6 +47,8 @@ def bench_artifact(
     repetitions: int = 5,
     cold: bool = False,
     context: int | None = None,
+    provider: str | None = None,
+    adapter: Path | None = None,
     timeout_s: float | None = 1800.0,
 ) -> Measurement:
     """Measure load time, latency, speed and memory of an artifact, in a child process.
@@ -60,6 +62,8 @@ def bench_artifact(
         repetitions: timed ones; one more, not counted, warms up.
         cold: drop the artifact from the page cache before loading; else read it once.
         context: KV cache size in tokens; by default just enough, in steps of 256.
+        provider: execution provider of an ONNX runtime; the CPU by default.
+        adapter: one to activate; loading it counts as loading.
         timeout_s: give up after so many seconds.
 
     Raises:
@@ -70,6 +74,8 @@ def bench_artifact(
     """
     artifact = open_artifact(path)
     settings = _settings(prompt_tokens, decode_tokens, repetitions, context)
+    if adapter is not None:
+        settings = settings.model_copy(update={"adapter": adapter.name})
     (name,) = _runtimes(path, runtime)
     facts = _facts(artifact)
     machine = this_machine(watch_s=_WATCH_S)
@@ -77,7 +83,9 @@ def bench_artifact(
     payload = {
         "artifact": str(path),
         "runtime": name,
+        "adapter": None if adapter is None else str(adapter),
         "threads": threads,
+        "provider": provider,
         **settings.model_dump(include={"prompt_tokens", "decode_tokens", "repetitions", "context"}),
     }
     _prepare_cache(path, cold)

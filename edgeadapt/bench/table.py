@@ -59,8 +59,9 @@ def render(measurements: Sequence[Measurement]) -> str:
     ):
         table.add_column(title, justify="right", no_wrap=True)
     for m in measurements:
+        beside = f" + {m.settings.adapter}" if m.settings.adapter else ""
         table.add_row(
-            f"{_name(m, measurements)}\n{m.artifact.quantization}, "
+            f"{_name(m, measurements)}{beside}\n{m.artifact.quantization}, "
             f"{m.artifact.size_bytes / _MB:.0f} MB",
             f"{m.runtime.name}\n{m.page_cache.state}",
             f"{m.load_s:.2f}",

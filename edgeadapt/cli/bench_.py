@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeadapt.cli.common import standard
+from edgeadapt.cli.common import provider_option, standard
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
@@ -35,6 +35,11 @@ from edgeadapt.errors import InputError
 @click.option(
     "--context", type=click.IntRange(1), help="KV cache in tokens. Default: what it takes."
 )
+@provider_option
+@click.option(
+    "--adapter", type=click.Path(path_type=Path),
+    help="With this adapter active: an .onnx_adapter file, or for torch a PEFT folder.",
+)  # fmt: skip
 @click.option("--cold", is_flag=True, help="Drop the artifact from the page cache before loading.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True,
@@ -50,6 +55,8 @@ def command(
     decode_tokens: int,
     repetitions: int,
     context: int | None,
+    provider: str | None,
+    adapter: Path | None,
     cold: bool,
     timeout: float,
     out: Path | None,
@@ -80,6 +87,8 @@ def command(
         repetitions=repetitions,
         cold=cold,
         context=context,
+        provider=provider,
+        adapter=adapter,
         timeout_s=timeout,
     )
     records = [m.model_dump(mode="json") for m in measurements]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeadapt.cli.common import standard
+from edgeadapt.cli.common import provider_option, standard
 from edgeadapt.console import emit_json, log
 from edgeadapt.errors import InputError
 
@@ -25,6 +25,10 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
 @click.command("chat")
 @click.argument("artifact", type=Path)
 @click.option("--runtime", metavar="NAME", help="Default: the preferred one for the format.")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path),
+    help="With this adapter active: an .onnx_adapter file, or for torch a PEFT folder.",
+)  # fmt: skip
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
 @click.option("--prompt", metavar="TEXT", help="Ask this, print the answer and leave.")
 @click.option(
@@ -40,17 +44,20 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
     help="Tokens of conversation the model sees; the oldest turns are dropped beyond it.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Default: the physical cores available.")
+@provider_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @standard
 def command(
     artifact: Path,
     runtime: str | None,
+    adapter: Path | None,
     system: str | None,
     prompt: str | None,
     temperature: float,
     max_tokens: int,
     context: int,
     threads: int | None,
+    provider: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -67,7 +74,14 @@ def command(
     from edgeadapt.chat import Conversation
     from edgeadapt.jobs import open_here
 
-    session = open_here(artifact, runtime=runtime, threads=threads, context=context)
+    session = open_here(
+        artifact,
+        adapter=adapter,
+        runtime=runtime,
+        threads=threads,
+        provider=provider,
+        context=context,
+    )
     try:
         conversation = Conversation(
             session,

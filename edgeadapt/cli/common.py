@@ -158,6 +158,14 @@ def merge_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+provider_option = click.option(
+    "--provider",
+    metavar="NAME",
+    help="What computes an ONNX graph: cpu (the default), xnnpack, qnn, nnapi, cuda, tensorrt, "
+    "coreml, directml, where the installed onnxruntime has it.",
+)
+
+
 def end_when_asked() -> None:
     """Let SIGTERM unwind like an error does, so that half-written files are removed."""
     if threading.current_thread() is threading.main_thread():

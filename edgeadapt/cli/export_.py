@@ -15,6 +15,7 @@ from edgeadapt.cli.common import (
     model_options,
     standard,
 )
+from edgeadapt.cli.onnx_options import for_device, onnx_options
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgeadapt.allocation.allocation import Allocation
     from edgeadapt.converters.base import ExportPlan
     from edgeadapt.converters.gguf.options import GgufOptions
+    from edgeadapt.converters.onnx.options import OnnxOptions
     from edgeadapt.export import ModelToExport
     from edgeadapt.fidelity.parity import ParityReport
 
@@ -34,11 +36,16 @@ if TYPE_CHECKING:
     type=click.Choice(["merged", "separate"]),
     default="merged",
     show_default=True,
-    help="separate: the adapter alone, as a GGUF LoRA that llama.cpp loads beside the base.",
+    help="separate: the adapter as a file of its own, which the base's runtime loads beside it: a "
+    "GGUF LoRA; or an ONNX folder whose graph takes adapters, with these in it; or, where --out "
+    "ends with .onnx_adapter, one more for such a graph.",
 )
 @click.option("--device", help="A device profile; it picks format and quantization.")
 @click.option("--format", "format_", metavar="FORMAT", help="gguf, onnx, or a plugin's.")
-@click.option("--quant", help="Q4_K_M, Q8_0, F16, ... for gguf; int4, int8, fp32 for onnx.")
+@click.option(
+    "--quant",
+    help="Q4_K_M, Q8_0, F16, ... for gguf; int4, int8, int8-dynamic, fp16, fp32 for onnx.",
+)
 @click.option("--context", type=click.IntRange(min=1), help="Tokens that must fit the device.")
 @click.option("--calibrate", metavar="DATA", help="Weigh by importance on this data; see imatrix.")
 @click.option(
@@ -63,6 +70,7 @@ if TYPE_CHECKING:
 @click.option(
     "--split-max-size", metavar="SIZE", help="Split into files of at most 500M, 2G, ..., for gguf."
 )
+@onnx_options
 @click.option(
     "--parity/--no-parity", default=True, show_default=True,
     help="See that template and tokenizer in it make the original's tokens, on each installed "
@@ -90,6 +98,7 @@ def command(
     tensor_types: tuple[str, ...],
     max_size: str | None,
     split_max_size: str | None,
+    onnx: OnnxOptions,
     parity: bool,
     dry_run: bool,
     threads: int | None,
@@ -109,28 +118,23 @@ def command(
     edgeadapt export --base default --format gguf --max-size 80MiB \\
         --calibrate chats.jsonl --out m.gguf
     """
-    from edgeadapt.export import export, export_adapter, plan_export
+    from edgeadapt.export import export, plan_export
     from edgeadapt.fidelity.parity import ParityGate
 
     end_when_asked()
     if adapter_mode == "separate":
-        if format_ is None or device is not None:
-            raise InputError("--adapter-mode separate needs --format gguf, and no --device")
-        if not adapter:
-            raise InputError("--adapter-mode separate needs an adapter: give --adapter")
         if calibrate or imatrix or tensor_types or max_size or split_max_size or dry_run:
             raise InputError(
-                "--adapter-mode separate writes the adapter alone: --calibrate, --imatrix, "
-                "--tensor-type, --max-size, --split-max-size and --dry-run are for whole models"
+                "--calibrate, --imatrix, --tensor-type, --max-size, --split-max-size and --dry-run "
+                "do not go with --adapter-mode separate"
             )
         if merging.onto != "auto" or merging.held_out:
             raise InputError("--adapter-mode separate merges nothing: leave --merge-onto out")
-        made = export_adapter(
-            base, adapter, format_, quant, out, revision=revision, any_base=any_base
-        )
-        _report(out, made.size_bytes, format_, made.quantization, None, made.lineage, as_json)
-        if not as_json:
-            emit(f"use it: llama-cli -m BASE.gguf --lora {out}, with the base exported likewise")
+        if format_ is None or device is not None:
+            raise InputError("--adapter-mode separate needs --format gguf or onnx, and no --device")
+        if not adapter:
+            raise InputError("--adapter-mode separate needs an adapter: give --adapter")
+        _separate(base, adapter, revision, any_base, format_, quant, threads, onnx, out, as_json)
         return
     if (device is None) == (format_ is None):
         raise InputError("give either --device NAME, or --format and --quant")
@@ -143,6 +147,10 @@ def command(
     if device is not None:
         format_, chosen, reason = _choose(model, device, context)
         quant = quant or chosen
+        if format_ == "onnx":
+            from edgeadapt.devices import load_profile
+
+            onnx = for_device(onnx, load_profile(device), quant)
     allocation = None
     if max_size is not None:
         if out.exists() and not dry_run:  # better said before minutes of work
@@ -153,13 +161,14 @@ def command(
         options = _options(model, calibrate, imatrix, tensor_types, split_max_size, dry_run)
     assert format_ is not None and quant is not None
     if dry_run:
-        plan = plan_export(model, format_, quant, out, threads=threads, options=options)
+        plan = plan_export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
         _report_plan(plan, out, as_json, allocation)
         return
     gate = ParityGate(model.folder)
     artifact = export(
-        model, format_, quant, out, threads=threads, options=options, check=gate if parity else None
-    )
+        model, format_, quant, out, threads=threads, options=options, onnx=onnx,
+        check=gate if parity else None,
+    )  # fmt: skip
     _report(
         artifact.path, artifact.size_bytes, format_, artifact.quantization, reason,
         artifact.lineage, as_json, allocation, gate.report,
@@ -201,6 +210,49 @@ def _allocate(
     split = parse_size(split_max_size) if split_max_size else 0
     data = resolve_data(calibrate or "")[0]
     return allocate(model, data, max_size, threads=threads, split_max_bytes=split)
+
+
+def _separate(
+    base: str,
+    adapter: tuple[str, ...],
+    revision: str | None,
+    any_base: bool,
+    format: str,
+    quant: str | None,
+    threads: int | None,
+    onnx: OnnxOptions,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """An adapter as a file of its own, or an ONNX graph and its adapters."""
+    from edgeadapt.export import export_adapter
+    from edgeadapt.export_separate import export_with_adapters
+    from edgeadapt.lora_slots import FOLDER, SUFFIX
+
+    if format == "onnx" and out.suffix != SUFFIX:
+        if quant is None:
+            raise InputError("give --quant too: which onnx quantization to write the base in")
+        made = export_with_adapters(
+            base,
+            adapter,
+            quant,
+            out,
+            revision=revision,
+            any_base=any_base,
+            threads=threads,
+            onnx=onnx,
+        )
+        use = f"edgeadapt chat {out} --adapter {out / FOLDER}/NAME{SUFFIX}"
+    else:
+        made = export_adapter(
+            base, adapter, format, quant, out, revision=revision, any_base=any_base
+        )
+        use = f"llama-cli -m BASE.gguf --lora {out}, with the base exported likewise"
+        if format == "onnx":
+            use = f"edgeadapt chat FOLDER --adapter {out}, with a folder exported likewise"
+    _report(out, made.size_bytes, format, made.quantization, None, made.lineage, as_json)
+    if not as_json:
+        emit(f"use it: {use}")
 
 
 def _choose(model: ModelToExport, device: str, context: int | None) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""`edgeadapt setup`: native libraries for this CPU."""
+"""`edgeadapt setup`: native libraries for this CPU, and environments of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeadapt.console import emit, emit_json
 
 @click.group("setup")
 def command() -> None:
-    """Build and check native libraries for this CPU."""
+    """Build and check native libraries for this CPU; install exporters apart."""
 
 
 @command.command("llama-cpp")
@@ -41,3 +41,23 @@ def llama_cpp(rebuild: bool, as_json: bool) -> None:
         "built": "built and installed",
     }[result.action]
     emit(f"llama-cpp-python {result.version} {what}: {result.features}; {result.self_test}")
+
+
+@command.command("optimum")
+@click.option("--rebuild", is_flag=True, help="Make it anew, whatever is there.")
+@standard
+def optimum(rebuild: bool, as_json: bool) -> None:
+    """Install optimum's ONNX exporter, for `export --exporter optimum`.
+
+    It needs older libraries than edgeadapt, so it gets an environment of its own in the cache, or
+    at $EDGEADAPT_OPTIMUM, and is run from there. Takes about a minute and 1 GB the first time;
+    nothing is done when it is there. pip's own settings (PIP_INDEX_URL, ...) apply.
+    """
+    from edgeadapt.setup.optimum import setup_optimum
+
+    result = setup_optimum(rebuild=rebuild)
+    if as_json:
+        emit_json(asdict(result))
+        return
+    versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
+    emit(f"optimum {result.action} in {result.folder}: {versions}")

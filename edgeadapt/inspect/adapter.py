@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from edgeadapt.errors import EdgeAdaptError, InputError, MissingExtraError, Unsu
 from edgeadapt.inspect.report import folder_bytes
 from edgeadapt.inspect.targets import Target, merged_targets
 from edgeadapt.safetensors_io import SafetensorsFile, SafetensorsSource
-from edgeadapt.weights import WeightSource, is_tied, parameter_count
+from edgeadapt.weights import LowRankUpdate, WeightSource, is_tied, parameter_count
 
 _RECORD = ("method", "quantization", "steps", "examples", "learning_rate", "held_out", "base_hash",
            "data_hash", "settings", "versions")  # fmt: skip
@@ -125,12 +125,19 @@ def adapter_targets(path: Path, found: tuple[WeightSource, Path | None] | None) 
     if refusal is not None:
         return [
             Target(name, mode, False, refusal)
-            for name, mode in (("gguf", "merged"), ("gguf", "separate"), ("onnx", "merged"))
+            for name in ("gguf", "onnx")
+            for mode in ("merged", "separate")
         ]
-    targets = _merged(path, found)
-    targets.insert(1, _separate_gguf(path, found))
-    targets.append(Target("onnx", "separate", False, "onnx has no adapters as files of their own"))
-    return targets
+    from edgeadapt.converters.gguf.lora import check_lora
+    from edgeadapt.converters.onnx.stream.adapters import check_adapter
+
+    gguf, onnx = _merged(path, found)
+    return [
+        gguf,
+        _separate("gguf", check_lora, path, found),
+        onnx,
+        _separate("onnx", check_adapter, path, found),
+    ]
 
 
 def _merged(path: Path, found: tuple[WeightSource, Path | None] | None) -> list[Target]:
@@ -153,22 +160,26 @@ def _merged(path: Path, found: tuple[WeightSource, Path | None] | None) -> list[
     ]
 
 
-def _separate_gguf(path: Path, found: tuple[WeightSource, Path | None] | None) -> Target:
-    from edgeadapt.converters.gguf.lora import check_lora
-
+def _separate(
+    format: str,
+    check: Callable[[WeightSource, Sequence[LowRankUpdate]], None],
+    path: Path,
+    found: tuple[WeightSource, Path | None] | None,
+) -> Target:
     if reasons := not_plain_lora(read_spec(path), found[0] if found else None):
-        return Target("gguf", "separate", False, "; ".join(reasons))
+        return Target(format, "separate", False, "; ".join(reasons))
     if found is None:
-        return Target("gguf", "separate", None)
+        return Target(format, "separate", None)
     base, folder = found
-    refusal = _refusal(lambda: check_lora(base, low_rank_updates(base, path)))
+    refusal = _refusal(lambda: check(base, low_rank_updates(base, path)))
     if refusal is not None:
-        return Target("gguf", "separate", False, refusal)
-    lost = brings_texts(folder, path)
+        return Target(format, "separate", False, refusal)
     notes = (
-        ("its own tokenizer and chat template stay behind: a GGUF LoRA has none",) if lost else ()
+        ("its own tokenizer and chat template stay behind: the file has no place for them",)
+        if brings_texts(folder, path)
+        else ()
     )
-    return Target("gguf", "separate", True, notes=notes)
+    return Target(format, "separate", True, notes=notes)
 
 
 def _check_mergeable(path: Path) -> None:

@@ -10,6 +10,7 @@ from edgeadapt.errors import CorruptFileError
 from edgeadapt.files import read_json
 from edgeadapt.inspect.base import describe_tokenizer
 from edgeadapt.inspect.report import folder_bytes
+from edgeadapt.lora_slots import FILE, FOLDER, SUFFIX, LoraSlots
 
 
 def describe_onnx(folder: Path) -> dict[str, Any]:
@@ -52,9 +53,18 @@ def describe_onnx(folder: Path) -> dict[str, Any]:
                 if item.is_file()
             },
             "tokenizer": describe_tokenizer(folder),
+            "adapters": _adapters(folder),
             "lineage": artifact.lineage,
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptFileError(
             f"{path} is not a decoder's config: {error!r}; export again"
         ) from error
+
+
+def _adapters(folder: Path) -> dict[str, Any] | None:
+    """Which adapters lie beside the graph, and how many products take one; None: it takes none."""
+    if not (folder / FILE).is_file():
+        return None
+    files = sorted((folder / FOLDER).glob(f"*{SUFFIX}"))
+    return {"products": len(LoraSlots.read(folder).products), "files": [f.name for f in files]}

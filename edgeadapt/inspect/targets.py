@@ -85,9 +85,11 @@ def check_onnx(source: WeightSource, folder: Path | None) -> tuple[str, ...]:
     Raises:
         UnsupportedError: it does not.
     """
-    from edgeadapt.converters.onnx.options import builder_options
+    from edgeadapt.converters.onnx.builder import check_supported
+    from edgeadapt.converters.onnx.stream.families import unsupported
 
-    builder_options("fp32", source.config)
+    if unsupported(source.config) is not None:
+        check_supported(source.config)
     return ()
 
 

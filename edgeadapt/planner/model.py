@@ -28,7 +28,9 @@ BITS_PER_WEIGHT = {
     ("gguf", "Q4_K_M"): 4.85,
     ("gguf", "Q4_0"): 4.55,
     ("onnx", "fp32"): 32.0,
-    ("onnx", "int8"): 8.5,
+    ("onnx", "fp16"): 16.0,
+    ("onnx", "int8"): 9.0,
+    ("onnx", "int8-dynamic"): 8.5,
     ("onnx", "int4"): 5.0,
 }
 """Bits of a file divided by parameters, for models of a billion parameters and more, where the

@@ -6,18 +6,30 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 
 from edgeadapt.artifact import Artifact, open_artifact
-from edgeadapt.errors import CorruptFileError, EdgeAdaptError, InputError, RuntimeFailure
+from edgeadapt.converters.onnx.converter import OnnxConverter
+from edgeadapt.converters.onnx.options import OnnxOptions
+from edgeadapt.errors import (
+    CorruptFileError,
+    EdgeAdaptError,
+    InputError,
+    RuntimeFailure,
+    UnsupportedError,
+)
 from edgeadapt.runtimes import Session, SessionSettings, get_runtime
-from tests.onnx_folders import exported
+from edgeadapt.runtimes.onnx_providers import available
+from tests.onnx_folders import exported, request
 from tests.tiny import save_llama
 
 pytest.importorskip("onnxruntime_genai")
 
+_LOSS = {"fp16": 0.01, "int8": 0.05, "int8-dynamic": 0.2, "int4": 0.5}
+"""Most mean error that is plain rounding, in standard deviations of the logits."""
 ENGINES = ("ort-genai", "onnxruntime")
 IDS = np.random.default_rng(0).integers(3, 320, 150).tolist()
 SETTINGS = SessionSettings(threads=2, context=200)
@@ -68,13 +80,13 @@ def test_last_logits_are_a_copy(session: Session) -> None:
     assert first.shape == (session.vocab_size,) == (320,)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["fp16", "int8", "int8-dynamic", "int4"])
 def test_quantized_is_near(
     engine: str, tiny_model: Path, expected: np.ndarray, quantization: str
 ) -> None:
     session = get_runtime(engine).load(exported(tiny_model, quantization), SETTINGS)
     error = np.abs(session.all_logits(IDS) - expected).mean()
-    assert 0 < error < {"int8": 0.05, "int4": 0.5}[quantization] * expected.std()
+    assert 0 < error < _LOSS[quantization] * expected.std()
 
 
 def test_engines_agree_on_int4(tiny_model: Path) -> None:
@@ -89,7 +101,7 @@ def test_zero_points_are_read(tmp_path: Path) -> None:
     """Rows with an even number of blocks get zero points; the fixture's model has odd ones."""
     model = save_llama(tmp_path / "model", intermediate=128)
     artifact = exported(model, "int4")
-    assert artifact.lineage["builder"]["is_symmetric"] == "false"
+    assert artifact.lineage["settings"]["symmetric"] is False
     wanted = get_runtime("torch").load(open_artifact(model), SETTINGS).all_logits(IDS)
     for engine in ENGINES:
         found = get_runtime(engine).load(artifact, SETTINGS).all_logits(IDS)
@@ -152,6 +164,45 @@ def test_genai_tokenizer_gives_the_same_ids(tiny_model: Path) -> None:
     theirs = og.Tokenizer(og.Model(str(path)))
     for text in ("def main(x): 12345", "Grüße 日本語 🙂", "<|im_start|>user\nhi<|im_end|>\n"):
         assert theirs.encode(text).tolist() == session.encode(text)
+
+
+@pytest.mark.parametrize("name", ["xnnpack", "qnn", "nnapi", "cuda", "tensorrt", "coreml"])
+def test_absent_provider(engine: str, tiny_model: Path, name: str) -> None:
+    """Named, with what is there and what to type, before anything is loaded."""
+    settings = SessionSettings(threads=1, context=64, provider=name.upper())
+    if name in available():
+        pytest.skip("it is there")
+    with pytest.raises(UnsupportedError, match=f"{name}.*(cpu|onnxruntime)"):
+        get_runtime(engine).load(exported(tiny_model, "fp32"), settings)
+
+
+def test_unknown_provider(engine: str, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"'hexagon'.*xnnpack.*directml"):
+        settings = SessionSettings(threads=1, context=64, provider="hexagon")
+        get_runtime(engine).load(exported(tiny_model, "fp32"), settings)
+
+
+def test_other_runtimes_have_no_providers() -> None:
+    get_runtime("onnxruntime").check_provider("XNNPACK")
+    with pytest.raises(InputError, match=r"ort-genai.*xnnpack.*cuda"):
+        get_runtime("ort-genai").check_provider("xnnpack")
+    with pytest.raises(InputError, match="torch has no execution provider 'cuda'"):
+        get_runtime("torch").check_provider("cuda")
+
+
+def test_session_options_travel_with_the_folder(engine: str, tiny_model: Path) -> None:
+    entry = "session.intra_op.allow_spinning"
+    options = OnnxOptions(session={"intra_op_num_threads": 2, entry: "0"})
+    out = Path(mkdtemp(dir=tiny_model.parent)) / "onnx"
+    artifact = OnnxConverter().convert(request(tiny_model, "fp32", onnx=options), out)
+    genai = json.loads((out / "genai_config.json").read_text())
+    written = genai["model"]["decoder"]["session_options"]
+    assert written[entry] == "0" and written["intra_op_num_threads"] == 2
+    session = get_runtime(engine).load(artifact, SETTINGS)
+    if engine == "onnxruntime":
+        options = session._session.get_session_options()  # type: ignore[attr-defined]
+        assert options.get_session_config_entry(entry) == "0"
+    assert session.all_logits(IDS[:9]).shape == (9, 320)
 
 
 def _truncate(path: Path) -> None:

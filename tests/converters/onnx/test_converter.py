@@ -15,10 +15,11 @@ import pytest
 
 from edgeadapt.artifact import MANIFEST, open_artifact
 from edgeadapt.converters.base import ConversionRequest
+from edgeadapt.converters.onnx.builder import check_supported
 from edgeadapt.converters.onnx.converter import OnnxConverter
 from edgeadapt.converters.onnx.genai_config import end_of_turn, repair_genai_config, stop_ids
-from edgeadapt.converters.onnx.options import QUANTIZATIONS, builder_options
-from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
+from edgeadapt.converters.onnx.options import QUANTIZATIONS, OnnxOptions
+from edgeadapt.errors import CorruptFileError, InputError, RuntimeFailure, UnsupportedError
 from edgeadapt.files import sha256_file
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
@@ -38,10 +39,14 @@ def test_folder_is_complete_and_described(tiny_model: Path, quantization: str) -
     assert set(manifest["files"]) == present - {MANIFEST}
     for name, entry in manifest["files"].items():
         assert entry["sha256"] == sha256_file(artifact.path / name)
-    builder = manifest["lineage"]["builder"]
-    assert builder["version"]
-    if quantization != "fp32":
-        assert {"block_size", "accuracy_level", "algo_config", "is_symmetric"} <= set(builder)
+    lineage = manifest["lineage"]
+    made_by = "builder" if quantization == "int8-dynamic" else "stream"
+    assert lineage["exporter"] == made_by
+    assert lineage["writer" if made_by == "stream" else "builder"]["version"]
+    settings = lineage["settings"]
+    assert settings["shared_embeddings"] is True
+    if quantization in ("int4", "int8"):
+        assert {"block_size", "accuracy_level", "algorithm", "symmetric"} <= set(settings)
     assert open_artifact(artifact.path) == artifact
     assert not list(artifact.path.parent.glob(".*"))
 
@@ -49,10 +54,10 @@ def test_folder_is_complete_and_described(tiny_model: Path, quantization: str) -
 def test_quantized_is_smaller(tiny_model: Path) -> None:
     sizes = [
         (exported(tiny_model, name).path / "model.onnx.data").stat().st_size
-        for name in ("int4", "int8", "fp32")
+        for name in ("int4", "int8-dynamic", "int8", "fp16", "fp32")
     ]
     assert sizes == sorted(sizes)
-    assert sizes[0] * 3 < sizes[2]
+    assert sizes[0] * 3 < sizes[-1]
 
 
 def test_stop_ids_come_from_the_model_not_the_builder(tiny_model: Path, tmp_path: Path) -> None:
@@ -110,8 +115,12 @@ def out(tmp_path: Path) -> Iterator[Path]:
     assert not list((tmp_path / "exports").glob(".*"))
 
 
-def convert(source: Any, model: Path, out: Path, quantization: str = "int4") -> None:
-    OnnxConverter().convert(ConversionRequest(source, model, quantization, "tiny"), out)
+def convert(
+    source: Any, model: Path, out: Path, quantization: str = "int4", exporter: str | None = None
+) -> None:
+    options = OnnxOptions(exporter=exporter)
+    request = ConversionRequest(source, model, quantization, "tiny", onnx=options)
+    OnnxConverter().convert(request, out)
 
 
 def test_unknown_quantization(tiny_model: Path, out: Path) -> None:
@@ -126,28 +135,32 @@ def test_unknown_architecture(tiny_model: Path, out: Path, architecture: str) ->
         convert(source, tiny_model, out)
 
 
-@pytest.mark.parametrize("rope", [{"rope_type": "yarn"}, {"type": "linear"}])
+@pytest.mark.parametrize("rope", [{"rope_type": "yarn"}, {"type": "dynamic"}])
 def test_unknown_rope(tiny_model: Path, out: Path, rope: dict[str, str]) -> None:
     with pytest.raises(UnsupportedError, match="rotary"):
         convert(Changed(tiny_model, rope_parameters=rope), tiny_model, out)
 
 
-@pytest.mark.parametrize(("width", "symmetric"), [(64, "false"), (96, "true"), (65, "true")])
-def test_zero_points_come_in_pairs(width: int, symmetric: str) -> None:
-    options = builder_options("int4", {"architectures": ["LlamaForCausalLM"]}, {128, width})
-    assert options["is_symmetric"] == symmetric
-
-
 def test_rope_of_each_kind_of_layer_is_looked_at() -> None:
     rope = {"full_attention": {"rope_type": "yarn"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(UnsupportedError, match="yarn"):
-        builder_options("fp32", {"architectures": ["LlamaForCausalLM"], "rope_parameters": rope})
+        check_supported({"architectures": ["LlamaForCausalLM"], "rope_parameters": rope})
 
 
-def test_missing_tensor_fails_instead_of_being_made_up(tiny_model: Path, out: Path) -> None:
+@pytest.mark.parametrize(
+    ("exporter", "error"), [("stream", CorruptFileError), ("builder", RuntimeFailure)]
+)
+def test_missing_tensor_fails_instead_of_being_made_up(
+    tiny_model: Path, out: Path, exporter: str, error: type[Exception]
+) -> None:
     drop = "layers.1.mlp.up_proj"
-    with pytest.raises(RuntimeFailure, match=drop):
-        convert(Changed(tiny_model, drop=drop), tiny_model, out)
+    with pytest.raises(error, match=drop):
+        convert(Changed(tiny_model, drop=drop), tiny_model, out, exporter=exporter)
+
+
+def test_unknown_exporter(tiny_model: Path, out: Path) -> None:
+    with pytest.raises(InputError, match=r"olive.*stream or builder"):
+        convert(SafetensorsSource(tiny_model), tiny_model, out, exporter="olive")
 
 
 def test_base_without_tokenizer(tiny_model: Path, tmp_path: Path, out: Path) -> None:
@@ -161,7 +174,7 @@ def test_killed_builder(tiny_model: Path, out: Path) -> None:
 
     def work() -> None:
         try:
-            convert(SafetensorsSource(tiny_model), tiny_model, out)
+            convert(SafetensorsSource(tiny_model), tiny_model, out, exporter="builder")
         except RuntimeFailure as error:
             caught.append(error)
 
@@ -169,7 +182,7 @@ def test_killed_builder(tiny_model: Path, out: Path) -> None:
     thread.start()
     while thread.is_alive():
         for child in psutil.Process().children():
-            if any("build_child" in part for part in child.cmdline()):
+            if any("onnx.steps" in part for part in child.cmdline()):
                 child.kill()
         time.sleep(0.05)
     assert "SIGKILL" in str(caught[0])

@@ -1,0 +1,101 @@
+"""Float32 graphs against torch: every family, 256 positions, batches, with and without a past.
+
+Sliding windows are shorter than the text, and models have every kind of layer of their family.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.converters.onnx.converter import OnnxConverter
+from edgeadapt.runtimes import SessionSettings, get_runtime
+from tests.onnx_folders import request
+from tests.onnx_graphs import Graph, torch_logits
+from tests.tiny import save_model
+
+pytest.importorskip("onnxruntime_genai")
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64, "rope_theta": 5e5,
+}  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("llama", {}),
+    "llama-3": ("llama", {"rope_parameters": LLAMA3, "attention_bias": True, "tied": True}),
+    "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 24}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-window": (
+        "qwen2",
+        {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 24, "layers": 3},
+    ),
+    "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {}),
+    "gemma3": ("gemma3", {}),
+    "phi3": ("phi3", {}),
+    "phi3-window": ("phi3", {"sliding_window": 24}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4,
+                "short_factor": [1.0 + 0.1 * i for i in range(8)],
+                "long_factor": [1.5 + 0.4 * i for i in range(8)],
+                "original_max_position_embeddings": 256,
+            },
+            "max_position_embeddings": 1024,
+        },
+    ),
+    "granite": ("granite", {}),
+    "smollm3": ("smollm3", {}),
+}  # fmt: skip
+FAST = "gemma3"
+"""Has all there is: both kinds of layers, windows, two rotary bases, norms of every sort."""
+POSITIONS = 256
+CUTS = (1, 100, 101, 102, 200)
+STEPS = tuple(range(200, POSITIONS))
+"""One token at a time: onnxruntime's CPU attention takes no more of a batch that has a past."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == FAST else pytest.mark.e2e) for name in CASES],
+)
+def test_graph_equals_torch(tmp_path: Path, name: str) -> None:
+    family, options = CASES[name]
+    model = save_model(tmp_path / "model", family, **options)  # type: ignore[arg-type]
+    artifact = OnnxConverter().convert(request(model, "fp32"), tmp_path / "onnx")
+    graph = Graph(artifact.path)
+    ids = np.random.default_rng(0).integers(3, 320, (4, POSITIONS))
+    expected = torch_logits(model, ids)
+    assert np.abs(expected).max() > 0.5, "the logits say too little"
+    for batch, cuts in ((1, ()), (1, CUTS), (4, ()), (4, STEPS)):
+        error = np.abs(graph.logits(ids[:batch], cuts) - expected[:batch]).max()
+        assert error < 1e-4, f"batch {batch}, cuts {cuts}"
+    _check_engines(artifact, ids[0].tolist(), expected[0])
+
+
+def _check_engines(artifact: Artifact, ids: list[int], expected: np.ndarray) -> None:
+    """Both engines, whose KV cache is one buffer as long as the context."""
+    for name in ("onnxruntime", "ort-genai"):
+        session = get_runtime(name).load(artifact, SessionSettings(threads=1, context=POSITIONS))
+        assert np.abs(session.all_logits(ids) - expected).max() < 1e-4, name
+        session.reset()
+        for start, stop in zip((0, *CUTS), (*CUTS, POSITIONS), strict=True):
+            session.forward(ids[start:stop])
+            assert np.abs(session.last_logits() - expected[stop - 1]).max() < 1e-4, name
+        session.close()
+
+
+def test_windows_and_layers_are_there(tmp_path: Path) -> None:
+    """What the cases above rest on: the tiny models do have windows and mixed layers."""
+    config = open_artifact(save_model(tmp_path / "model", "gemma3")).path / "config.json"
+    text = config.read_text()
+    assert '"sliding_attention"' in text
+    assert '"full_attention"' in text
+    assert '"sliding_window": 24' in text
