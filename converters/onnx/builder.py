@@ -28,9 +28,9 @@ ARCHITECTURES = (
     "Gemma3ForCausalLM",
     "Phi3ForCausalLM",
     "GraniteForCausalLM",
-    "SmolLM3ForCausalLM",
 )
-"""Those whose float32 graph was compared with torch; the builder gets some others wrong (OLMo)."""
+"""Those whose float32 graph was compared with torch; the builder gets some others wrong (OLMo), and
+fails on layers without rotary embedding (SmolLM3)."""
 
 ROPE_TYPES = ("default", "llama3", "longrope")
 """Rotary scalings for which the graph equals torch; with linear and yarn it is off by 5e-3."""

@@ -52,7 +52,6 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
         },
     ),
     "granite": ("granite", {}),
-    "smollm3": ("smollm3", {}),
 }  # fmt: skip
 FAST = "gemma3"
 """Has all there is: both kinds of layers, windows, two rotary bases, norms of every sort."""
