@@ -27,8 +27,9 @@ from edgeadapt.console import set_verbosity
 from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import encode_dataset
 from edgeadapt.data.source import resolve_data
-from edgeadapt.export import ModelToExport, export, merge_to_folder, open_model
+from edgeadapt.export import ModelToExport, export, open_model
 from edgeadapt.jobs import available_threads
+from edgeadapt.merge import merge_to_folder
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from edgeadapt.tokenizer import ModelTokenizer
 

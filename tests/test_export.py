@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from peft import LoraConfig
 
-from edgeadapt import export as export_module
+from edgeadapt import merge as merge_module
 from edgeadapt.artifact import open_artifact
 from edgeadapt.base_model import base_hash
 from edgeadapt.errors import AdapterError, CorruptFileError, InputError
-from edgeadapt.export import export, merge_to_folder, open_model
+from edgeadapt.export import export, open_model
+from edgeadapt.merge import merge_to_folder
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.weights import read_tensor
 from tests.adapters.test_merged import ALL, assert_same_logits, live_model, save_adapter
@@ -52,7 +53,7 @@ def test_big_models_are_written_in_shards(
 ) -> None:
     model = open_model(str(tiny_model), adapter)
     merge_to_folder(model, tmp_path / "one")
-    monkeypatch.setattr(export_module, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(merge_module, "MAX_SHARD_BYTES", 100_000)
     merge_to_folder(model, tmp_path / "many")
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 1
     one, many = SafetensorsSource(tmp_path / "one"), SafetensorsSource(tmp_path / "many")

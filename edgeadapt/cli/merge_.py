@@ -37,7 +37,7 @@ def command(
     Tensors are merged one at a time in float32: memory does not grow with the
     model. Only the tensors that the adapter changes differ from the base's.
     """
-    from edgeadapt.export import merge_to_folder
+    from edgeadapt.merge import merge_to_folder
 
     model = merging.open(base, adapter, revision, any_base)
     artifact = merge_to_folder(model, out, dtype=dtype)

@@ -12,7 +12,8 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.export import ModelToExport
 from edgeadapt.fidelity.gates import Verdict
 from edgeadapt.files import write_json
-from edgeadapt.pipeline.stages import PARITY, Adapted, Inputs
+from edgeadapt.pipeline.inputs import Adapted, Inputs
+from edgeadapt.pipeline.stages import PARITY
 from edgeadapt.pipeline.verdicts import failures, judged_record
 from edgeadapt.pipeline.workspace import StageResult
 from edgeadapt.recipe import Recipe

@@ -10,8 +10,15 @@ from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, open_model
 from edgeadapt.pipeline import stages
+from edgeadapt.pipeline.inputs import (
+    Adapted,
+    Inputs,
+    adapted,
+    find_inputs,
+    find_task,
+    held_out_sequences,
+)
 from edgeadapt.pipeline.results import Evaluated, Results
-from edgeadapt.pipeline.stages import Adapted, Inputs
 from edgeadapt.pipeline.workspace import Workspace, locked
 from edgeadapt.planner import choose
 from edgeadapt.planner.sizes import facts_of
@@ -43,13 +50,13 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
         InputError: the recipe names something that does not exist or does not fit.
         EdgeAdaptError: a stage failed; the stages before it are kept.
     """
-    inputs = stages.find_inputs(recipe)
+    inputs = find_inputs(recipe)
     # Training changes no shape, so what will be exported is known, and checked, before it.
     untrained = open_model(recipe.base, inputs.adapter, revision=recipe.revision)
     targets = plan_targets(recipe, untrained)
     _check_sizes(targets, untrained, inputs)
-    held_out = stages.held_out_sequences(recipe, inputs)
-    stages.find_task(recipe, inputs)
+    held_out = held_out_sequences(recipe, inputs)
+    find_task(recipe, inputs)
     with locked(root):
         space = Workspace(root, resume=resume)
         results = Results(recipe, inputs)
@@ -139,7 +146,7 @@ def _adapt(space: Workspace, recipe: Recipe, inputs: Inputs, results: Results) -
         results.add_adapter(model, done)
         return model
     if inputs.adapter is not None:
-        model = stages.adapted(inputs.adapter)
+        model = adapted(inputs.adapter)
         results.add_adapter(model, None)
         return model
     return Adapted(None, None, None, {})

@@ -6,21 +6,17 @@ import functools
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.adapters.spec import adapter_identity, read_spec
+from edgeadapt.adapters.spec import read_spec
 from edgeadapt.artifact import Artifact, open_artifact
-from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.bench.run import bench_artifact
 from edgeadapt.console import progress
-from edgeadapt.data.encode import Encoded, encode_dataset
-from edgeadapt.data.examples import Example
-from edgeadapt.data.load import data_hash, load_examples
-from edgeadapt.data.source import resolve_data
-from edgeadapt.errors import InputError
-from edgeadapt.export import MergeBase, ModelToExport, export, open_model
+from edgeadapt.data.encode import Encoded
+from edgeadapt.data.load import data_hash
+from edgeadapt.export import ModelToExport, export
 from edgeadapt.fidelity.compare import engine_identity
 from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
 from edgeadapt.fidelity.merge_base import MergeChoice, MergeSettings, choose_merge_base
@@ -28,13 +24,18 @@ from edgeadapt.fidelity.metrics import Float64Array
 from edgeadapt.fidelity.models import reference_models
 from edgeadapt.fidelity.parity import ParityGate
 from edgeadapt.fidelity.references import text_hash
-from edgeadapt.fidelity.task import Task, check_task
-from edgeadapt.files import read_json, write_json
+from edgeadapt.files import write_json
 from edgeadapt.jobs import available_threads, sample
+from edgeadapt.pipeline.inputs import (
+    Adapted,
+    Inputs,
+    adapted,
+    find_task,
+    sample_prompts,
+)
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe
 from edgeadapt.runtimes.registry import installed_runtimes
-from edgeadapt.tokenizer import ModelTokenizer
 
 TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 PARITY = "parity.json"
@@ -43,71 +44,6 @@ EXPORT_TOOLS = {
     "gguf": ("gguf", "llama-cpp-python"),
     "onnx": ("onnxruntime-genai", "onnxruntime", "onnx-ir", "torch", "transformers"),
 }
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the recipe names, found and hashed."""
-
-    base: Path
-    base_sha256: str
-    train_data: Path | None
-    held_out: Path | None
-    adapter: Path | None
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """The adapter of the run, trained here or given; `model` is a fully trained model instead."""
-
-    adapter: Path | None
-    model: Path | None
-    sha256: str | None
-    """Of its weights."""
-    record: dict[str, Any]
-    identity: str | None = None
-    """Of all that shapes the merge: the weights, the config that scales them, and the base's."""
-    merge: MergeChoice | None = None
-    """What the adapter is merged onto; none where nothing is merged, or not chosen yet."""
-
-    @property
-    def onto(self) -> MergeBase:
-        """The weights to merge into."""
-        return self.merge.onto if self.merge else "original"
-
-    def open(self, recipe: Recipe) -> ModelToExport:
-        """The model to export."""
-        if self.model is not None:
-            return replace(open_model(str(self.model)), name=recipe.name)
-        model = open_model(
-            recipe.base,
-            self.adapter,
-            revision=recipe.revision,
-            merge_onto=self.onto,
-            trained_on=recipe.trained_on,
-        )
-        if self.merge is not None:
-            model.lineage["merge"] |= self.merge.record()
-        return model
-
-
-def find_inputs(recipe: Recipe) -> Inputs:
-    """Resolve everything the recipe names, before any work begins.
-
-    Raises:
-        InputError: something is missing.
-    """
-    train_data, held_out = None, None
-    if recipe.data.train is not None:
-        train_data, held_out = resolve_data(recipe.data.train)
-    if recipe.data.held_out is not None:
-        held_out, brought = resolve_data(recipe.data.held_out)
-        held_out = brought or held_out
-    if train_data is not None and recipe.train is not None:
-        load_examples(train_data)  # a malformed row is better named now
-    adapter = Path(recipe.adapter).expanduser() if recipe.adapter else None
-    base = resolve_base(recipe.base, revision=recipe.revision)
-    return Inputs(base, base_hash(base), train_data, held_out, adapter)
 
 
 def train_stage(space: Workspace, recipe: Recipe, inputs: Inputs) -> tuple[Adapted, StageResult]:
@@ -134,17 +70,6 @@ def train_stage(space: Workspace, recipe: Recipe, inputs: Inputs) -> tuple[Adapt
 
     result = space.stage("train", key, work, tools=TRAINING_TOOLS)
     return adapted(result.folder / "adapter"), result
-
-
-def adapted(path: Path) -> Adapted:
-    """Describe an adapter folder, or a fully trained model folder."""
-    record_path = path / "edgeadapt.json"
-    record = _read_optional(record_path)
-    if (path / "adapter_config.json").is_file():
-        digest = file_sha256(path / "adapter_model.safetensors")
-        return Adapted(path, None, digest, record, adapter_identity(path))
-    digest = base_hash(path)
-    return Adapted(None, path, digest, record, digest)
 
 
 def merge_stage(
@@ -314,23 +239,6 @@ def evaluate_stage(
     return space.stage(name, key, work, tools=REFERENCE_TOOLS)
 
 
-def find_task(recipe: Recipe, inputs: Inputs) -> Task | None:
-    """The recipe's task, on data that is there.
-
-    Raises:
-        InputError: there is no such data or metric.
-    """
-    wished = recipe.evaluate.task
-    if wished is None:
-        return None
-    data = resolve_data(wished.data)[0] if wished.data else inputs.held_out
-    if data is None:
-        raise InputError("evaluate.task needs questions: give data.held_out, or its own data")
-    task = Task(wished.metric, data, wished.examples, wished.max_tokens)
-    check_task(task)
-    return task
-
-
 def bench_stage(
     space: Workspace, recipe: Recipe, path: Path, sha256: str, runtime: str, label: str
 ) -> StageResult:
@@ -362,41 +270,6 @@ def bench_stage(
     return space.stage(f"bench-{label}-{runtime}", key, work)
 
 
-def held_out_sequences(recipe: Recipe, inputs: Inputs) -> list[Encoded]:
-    """The held-out examples that everything is scored on, as the same tokens.
-
-    Raises:
-        InputError: the recipe has no held-out data.
-    """
-    if inputs.held_out is None:
-        raise InputError(
-            "the recipe names no held-out data, so nothing can be scored; give data.held_out"
-        )
-    return encode_dataset(
-        inputs.held_out,
-        ModelTokenizer.from_folder(inputs.base),
-        recipe.evaluate.max_tokens,
-        limit=recipe.evaluate.held_out_examples,
-    )
-
-
-def sample_prompts(recipe: Recipe, inputs: Inputs) -> list[str]:
-    """The recipe's sample questions, or three from the held-out data."""
-    if recipe.evaluate.prompts or inputs.held_out is None:
-        return list(recipe.evaluate.prompts)
-    questions = [q for q in map(_question, load_examples(inputs.held_out)) if q]
-    return [questions[i * len(questions) // 3] for i in range(min(3, len(questions)))]
-
-
-def _question(example: Example) -> str | None:
-    if example.prompt is not None:
-        return example.prompt
-    for message in example.messages or ():
-        if message["role"] == "user":
-            return str(message["content"])
-    return None
-
-
 def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
     return {
         "perplexity": math.exp(min(float(nll.mean()), 700.0)),
@@ -420,8 +293,3 @@ def _answers(
         {"prompt": prompt, "answer": answer.text, "finished": answer.finished}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    record = read_json(path) if path.is_file() else {}
-    return record if isinstance(record, dict) else {}

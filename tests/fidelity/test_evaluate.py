@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.cli import cli
-from edgeadapt.export import merge_to_folder, open_model
+from edgeadapt.export import open_model
 from edgeadapt.fidelity.evaluate import evaluate
 from edgeadapt.fidelity.gates import Gates, judge, verdict_record
+from edgeadapt.merge import merge_to_folder
 from tests.fidelity.conftest import World
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeadapt.pipeline import stages
+from edgeadapt.fidelity import compare
+from edgeadapt.pipeline.inputs import adapted
 from edgeadapt.safetensors_io import write_safetensors
 from edgeadapt.weights import TensorInfo
 
@@ -24,7 +25,7 @@ def test_an_adapter_is_known_by_its_config_too(tmp_path: Path) -> None:
     for alpha in (8, 16):
         config = json.dumps({"peft_type": "LORA", "lora_alpha": alpha})
         (tmp_path / "adapter_config.json").write_text(config)
-        found.append(stages.adapted(tmp_path))
+        found.append(adapted(tmp_path))
     assert found[0].sha256 == found[1].sha256
     assert found[0].identity != found[1].identity
 
@@ -33,7 +34,7 @@ def test_another_build_of_an_engine_is_measured_again(monkeypatch: pytest.Monkey
     pytest.importorskip("llama_cpp")
     keys = []
     for features in ("AVX2", "AVX2 AVX512"):
-        monkeypatch.setattr(stages, "build_record", lambda f=features: {"features": f})
-        keys.append(stages._engine("llama-cpp"))
+        monkeypatch.setattr(compare, "build_record", lambda f=features: {"features": f})
+        keys.append(compare.engine_identity("llama-cpp"))
     assert keys[0]["version"] == keys[1]["version"]
     assert keys[0] != keys[1]
