@@ -7,7 +7,8 @@ The chain is PEFT's merge_and_unload and save_pretrained, llama.cpp's convert_hf
 llama.cpp's quantizer, each in a process of its own, as on a command line. Both sides start cold
 (imports included, nothing in edgeadapt's cache) and take turns. Memory is anonymous memory
 (RssAnon), summed over a process and its children and sampled every 20 ms; scratch is what was
-written besides the result.
+written besides the result. The chain checks nothing, so the ratio is of exports without our parity
+check (template and tokens against the original, in child processes); `+ parity` is with it.
 """
 
 from __future__ import annotations
@@ -165,14 +166,22 @@ def chain(base: Path, adapter: Path, converter: Path, work: Path, args: argparse
     return Cost(cost.seconds, cost.anonymous, scratch, cost.cpu_seconds)
 
 
-def ours(base: Path, adapter: Path | None, work: Path, args: argparse.Namespace) -> Cost:
-    """`edgeadapt export`, with an empty cache."""
+def ours(
+    base: Path,
+    adapter: Path | None,
+    work: Path,
+    args: argparse.Namespace,
+    *,
+    parity: bool = False,
+) -> Cost:
+    """`edgeadapt export`, with an empty cache; the chain has nothing like its parity check."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     out = work / "out.gguf"
     command = [
         sys.executable, "-m", "edgeadapt", "export", "--base", base, "--format", "gguf",
         "--quant", args.quant, "--threads", str(args.threads), "--out", out, "-q",
+        "--parity" if parity else "--no-parity",
     ]  # fmt: skip
     if adapter is not None:
         command += ["--adapter", adapter]
@@ -315,9 +324,11 @@ def compare(args: argparse.Namespace, work: Path) -> None:
     converter = find_converter(args.llama_cpp_source, work)
     theirs: list[Cost] = []
     mine: list[Cost] = []
+    checked: list[Cost] = []
     for number in range(args.repetitions):
         theirs.append(chain(base, adapter, converter, work / "chain", args))
         mine.append(ours(base, adapter, work / "ours", args))
+        checked.append(ours(base, adapter, work / "checked", args, parity=True))
         print(
             f"{number + 1}/{args.repetitions}: chain {theirs[-1].seconds:.2f} s, "
             f"ours {mine[-1].seconds:.2f} s",
@@ -326,6 +337,7 @@ def compare(args: argparse.Namespace, work: Path) -> None:
     print(f"{args.quant}, {args.threads} threads, medians of {args.repetitions}\n{HEAD}")
     print(row("chain", theirs))
     print(row("ours", mine))
+    print(row("+ parity", checked))
     ratio = statistics.median(c.seconds for c in mine) / statistics.median(
         c.seconds for c in theirs
     )
