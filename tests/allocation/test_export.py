@@ -12,12 +12,11 @@ from click.testing import CliRunner, Result
 from gguf.constants import GGMLQuantizationType as T
 from peft import LoraConfig
 
-from edgeadapt.allocation.allocate import allocate, check_max_size
+from edgeadapt.allocation.allocate import allocate
 from edgeadapt.allocation.rounding import rounded
 from edgeadapt.artifact import open_artifact
 from edgeadapt.cli import cli
 from edgeadapt.converters.gguf.ggml import dequantize_rows, quantize_rows
-from edgeadapt.errors import InputError
 from edgeadapt.export import export, open_model
 from edgeadapt.files import cache_dir
 from edgeadapt.gguf_io import GgufFile
@@ -71,7 +70,7 @@ def answer(result: Result) -> dict[str, Any]:
 
 
 def test_a_file_within_the_limit_that_says_how_it_was_made(place: Path, tmp_path: Path) -> None:
-    smallest = smallest_bytes(place)
+    smallest = smallest_bytes(place, tmp_path / "m.gguf")
     size = f"{smallest + 9000}B"
     first = answer(run(place, tmp_path / "a.gguf", "--json", "-q", size=size))
     chosen = first["allocation"]
@@ -99,7 +98,7 @@ def test_the_grid_of_the_base_is_seen_and_does_not_erase_the_adapter(
     place: Path, tmp_path: Path
 ) -> None:
     model = open_model(str(place / "base"), place / "adapter")
-    limit = smallest_bytes(place) + 8000
+    limit = smallest_bytes(place, tmp_path / "m.gguf") + 8000
     chosen = allocate(model, place / "text.txt", f"{limit}B", threads=1)
     made = export(model, "gguf", chosen.mix, tmp_path / "m.gguf", options=chosen.options())
     file = GgufFile(made.path)
@@ -129,16 +128,14 @@ def test_the_grid_of_the_base_is_seen_and_does_not_erase_the_adapter(
     assert "token_embd" in table
 
 
-def smallest_bytes(place: Path) -> int:
-    with pytest.raises(InputError, match="smallest file") as caught:
-        check_max_size(
-            open_model(str(place / "base"), place / "adapter"), place / "text.txt", "1KiB"
-        )
-    return int(str(caught.value).split("smallest file is ")[1].split(" ")[0].replace(",", ""))
+def smallest_bytes(place: Path, out: Path) -> int:
+    refused = run(place, out, size="1KiB")
+    assert refused.exit_code == 2
+    return int(refused.output.split("smallest file is ")[1].split(" ")[0].replace(",", ""))
 
 
 def test_too_small_and_exactly_the_smallest(place: Path, tmp_path: Path) -> None:
-    smallest = smallest_bytes(place)
+    smallest = smallest_bytes(place, tmp_path / "m.gguf")
     refused = run(place, tmp_path / "m.gguf", size=f"{smallest - 1}B")
     assert refused.exit_code == 2
     assert f"{smallest:,} bytes" in refused.output

@@ -144,7 +144,7 @@ def test_what_the_format_cannot_carry_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"format": "onnx"}, "merge it"),
+        ({"format": "onnx"}, "end it with .onnx_adapter"),
         ({"quantization": "Q4_K_M"}, "Q8_0"),
         ({"adapter": ["{a}=0.5"]}, "without a weight"),
         ({"adapter": []}, "one adapter"),

@@ -79,7 +79,7 @@ def test_unknown_values_name_the_known_ones(options: dict[str, Any]) -> None:
 
 
 def test_exporters() -> None:
-    assert writer_names()[0] == get_writer(None).name == "builder"
+    assert writer_names()[0] == get_writer("stream").name == "stream"
     with pytest.raises(InputError, match=r"'torch'.*builder.*optimum"):
         get_writer("torch")
 
