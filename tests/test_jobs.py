@@ -78,7 +78,7 @@ def test_samples_are_greedy_answers_under_the_template(tiny_gguf: Path) -> None:
 
 
 def test_a_live_adapter_needs_torch(tiny_gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot run a live adapter"):
+    with pytest.raises(InputError, match="this runtime cannot use the adapter"):
         score(tiny_gguf, [Scored([1, 2], [True, True])], adapter=tmp_path)
 
 

@@ -21,11 +21,11 @@ from edgeadapt.converters.onnx.optimum import (
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import write_json
 
-_PACKAGES = ("optimum-onnx", "accelerate", "torch", "onnx")
+_PACKAGES = ("optimum-onnx", "accelerate", "torch", "onnx", "onnxruntime")
 _PROOF = """
 import importlib.metadata, json
-import optimum.exporters.onnx
-names = ("optimum-onnx", "optimum", "transformers", "torch", "onnx")
+import onnxruntime, optimum.exporters.onnx
+names = ("optimum-onnx", "optimum", "transformers", "torch", "onnx", "onnxruntime")
 print(json.dumps({name: importlib.metadata.version(name) for name in names}))
 """
 

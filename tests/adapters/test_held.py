@@ -40,7 +40,8 @@ def theirs(weight: torch.Tensor, format: str) -> torch.Tensor:
     packed, state = functional.quantize_4bit(
         weight, blocksize=BLOCK, quant_type=kind, compress_statistics=bool(double)
     )
-    return functional.dequantize_4bit(packed, state)
+    # It takes a single packed byte for a transposed weight.
+    return functional.dequantize_4bit(packed, state).reshape(weight.shape)
 
 
 class OneTensor:
