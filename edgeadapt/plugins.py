@@ -40,7 +40,12 @@ class Registry:
             module, _, attribute = self.built_in[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
         for entry in entry_points(group=self.group, name=name):
-            return entry.load()
+            try:
+                return entry.load()
+            except Exception as error:  # the code is another package's
+                raise InputError(
+                    f"the {self.kind} {name!r} cannot be loaded: {type(error).__name__}: {error}"
+                ) from error
         raise InputError(
             f"there is no {self.kind} {name!r}; choose one of {', '.join(self.names())}"
         )

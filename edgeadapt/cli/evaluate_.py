@@ -145,7 +145,8 @@ def _task(
         if data is not None:
             raise InputError("--task-data needs --task: which metric to measure on it")
         return None
-    path = resolve_data(data)[0] if data else subject.data
+    found, held_out = resolve_data(data) if data else (subject.data, None)
+    path = held_out or found
     if path is None:
         raise InputError("--task needs questions and answers; give --task-data")
     return Task(metric, path, examples, max_tokens)

@@ -22,7 +22,7 @@ from edgeadapt.fidelity.metrics import (
     summarize,
 )
 from edgeadapt.fidelity.models import ReferenceModel, State
-from edgeadapt.fidelity.quantized_base import FLOAT, quantized_base
+from edgeadapt.fidelity.quantized_base import FLOAT, quantized_base, stored_as
 from edgeadapt.fidelity.references import Reference, find_reference, sequence_numbers, targets
 from edgeadapt.fidelity.retention import measure_retention
 from edgeadapt.fidelity.task import Task, measure_task
@@ -152,7 +152,7 @@ def evaluate(
             )  # fmt: skip
         retention = measure_retention(
             yardstick.reference.scores, yardstick.plain, divergence, plain, yardstick.sequences,
-            lossless=artifact.quantization in FLOAT,
+            lossless=stored_as(artifact) in FLOAT,
         )  # fmt: skip
     result = None
     if task is not None:

@@ -126,7 +126,10 @@ def open_measured(
         return model
     specs = [read_spec(choice.path) for choice in choices]
     encoded = None
-    if held_out is not None:
+    weighted = any(choice.weight not in (None, 1.0) for choice in choices)
+    if weighted and held_out is not None:
+        log.warning("nothing was trained with a weight, so there is no live model to measure")
+    elif held_out is not None:
         encoded = held_out_text(held_out, ModelTokenizer.from_folder(model.folder), limit=examples)
     choice = choose_merge_base(resolve_base(base, revision=revision), specs, settings, encoded)
     choice.check()

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def _original(folder: Path) -> dict[str, Any] | str:
     files = [*TOKENIZER_FILES, "config.json"]
     hashes = {name: sha256_file(folder / name) for name in files if (folder / name).is_file()}
     cases = sha256_file(Path(chats.__file__))
-    key = sha256_json([hashes, transformers, cases, _VERSION])
+    today = date.today().isoformat() if _dated(folder) else None
+    key = sha256_json([hashes, transformers, cases, _VERSION, today])
     path = cache_dir() / "parity" / f"{key[:24]}.json"
     if not path.is_file():
         try:
@@ -191,6 +193,12 @@ def _original(folder: Path) -> dict[str, Any] | str:
             return f"transformers cannot read the original tokenizer: {error}"
     answers: dict[str, Any] = read_json(path)
     return answers
+
+
+def _dated(folder: Path) -> bool:
+    """Whether the chat template may print the date, as Llama 3's does."""
+    places = (folder / "chat_template.jinja", folder / "tokenizer_config.json")
+    return any(path.is_file() and b"strftime_now" in path.read_bytes() for path in places)
 
 
 def _ask(artifact: Artifact, runtime: str, original: dict[str, Any]) -> dict[str, Any] | None:

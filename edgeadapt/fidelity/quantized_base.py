@@ -12,6 +12,7 @@ from edgeadapt import __version__
 from edgeadapt.artifact import Artifact
 from edgeadapt.console import log
 from edgeadapt.converters.gguf.options import GgufOptions
+from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import Encoded
 from edgeadapt.errors import InputError
 from edgeadapt.export import export, open_model
@@ -29,6 +30,18 @@ from edgeadapt.runtimes.registry import preferred_runtime
 
 FLOAT = frozenset({"F32", "F16", "BF16", "fp32", "fp16", "float32", "float16", "bfloat16"})
 """Quantizations that take next to nothing from a weight."""
+
+
+def stored_as(artifact: Artifact) -> str:
+    """The named quantization that an artifact was written in; `mixed-80MiB` is the name of none."""
+    if artifact.format != "gguf" or "allocation" not in artifact.lineage:
+        return artifact.quantization
+    from gguf.constants import LlamaFileType
+
+    from edgeadapt.gguf_io import GgufFile
+
+    number = GgufFile(artifact.path).get("general.file_type", int)
+    return str(LlamaFileType(number).name).removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def quantized_base(
@@ -58,7 +71,7 @@ def quantized_base(
         None if there is nothing to tell: the artifact holds float weights, or its quantization
         cannot be made without an importance matrix.
     """
-    if artifact.quantization in FLOAT or artifact.format == "hf":
+    if stored_as(artifact) in FLOAT or artifact.format == "hf":
         return None
     options = _options(artifact)
     runtime = engine.runtime or preferred_runtime(artifact.format)
@@ -90,6 +103,7 @@ def _place(
         "merged": merged.folder.name,
         "format": artifact.format,
         "quantization": artifact.quantization,
+        "onnx": [artifact.lineage.get("exporter"), artifact.lineage.get("settings")],
         "tensor_types": [[pattern, kind.name] for pattern, kind in options.tensor_types],
         "engine": engine_identity(runtime),
         "edgeadapt": __version__,
@@ -103,14 +117,31 @@ def _export(
     out = scratch / ("base.gguf" if artifact.format == "gguf" else "base")
     try:
         return export(
-            open_model(str(folder)), artifact.format, artifact.quantization, out, options=options
-        )
+            open_model(str(folder)), artifact.format, stored_as(artifact), out,
+            options=options, onnx=_onnx_options(artifact),
+        )  # fmt: skip
     except InputError as error:  # such as a type that needs an importance matrix
         log.warning(
             "%s of the plain base cannot be made, so what the bits cost is not told: %s",
             artifact.quantization, error,
         )  # fmt: skip
         return None
+
+
+def _onnx_options(artifact: Artifact) -> OnnxOptions | None:
+    """How an ONNX graph was quantized, as its lineage records it."""
+    if artifact.format != "onnx":
+        return None
+    said = artifact.lineage.get("settings") or {}
+    algorithm = said.get("algorithm")
+    return OnnxOptions(
+        exporter=artifact.lineage.get("exporter"),
+        algorithm=f"{algorithm}_mixed" if algorithm and said.get("mixed") else algorithm,
+        block_size=said.get("block_size"),
+        symmetric=said.get("symmetric"),
+        accuracy_level=said.get("accuracy_level"),
+        preset=said.get("preset"),
+    )
 
 
 def _options(artifact: Artifact) -> GgufOptions:

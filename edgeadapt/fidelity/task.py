@@ -111,11 +111,22 @@ def measure_task(
                 on_progress=advance,
             )
         values = [
-            float(metric(answer.text, _expected(example)))
+            _value(metric, task.metric, answer.text, _expected(example))
             for answer, example in zip(answers, examples, strict=True)
         ]
     scores = np.asarray(values, np.float64)
     return TaskResult(task.metric, mean(scores, np.arange(len(scores))), len(examples))
+
+
+def _value(metric: Any, name: str, answer: str, expected: str) -> float:
+    """What a metric gives, which may be another package's."""
+    try:
+        value = float(metric(answer, expected))
+    except Exception as error:
+        raise InputError(f"the metric {name} failed: {type(error).__name__}: {error}") from error
+    if not np.isfinite(value):
+        raise InputError(f"the metric {name} gave {value}, expected a finite number")
+    return value
 
 
 def _examples(task: Task) -> list[Example]:

@@ -170,6 +170,12 @@ def evaluate_artifacts(
     if task is not None:
         check_task(task)
     artifacts = [open_artifact(path) for path in paths]
+    for artifact in artifacts:
+        if artifact.lineage.get("mode") == "separate":
+            raise InputError(
+                f"{artifact.path} was exported with --adapter-mode separate, and evaluate measures "
+                "merged artifacts; export it with --adapter-mode merged"
+            )
     plans = [(artifact, _runtimes(artifact, settings.runtime)) for artifact in artifacts]
     source = open_model(str(subject.trained or subject.base)).source
     texts = subject.trained or subject.base

@@ -106,7 +106,8 @@ def find_task(recipe: Recipe, inputs: Inputs) -> Task | None:
     wished = recipe.evaluate.task
     if wished is None:
         return None
-    data = resolve_data(wished.data)[0] if wished.data else inputs.held_out
+    found, held_out = resolve_data(wished.data) if wished.data else (inputs.held_out, None)
+    data = held_out or found
     if data is None:
         raise InputError("evaluate.task needs questions: give data.held_out, or its own data")
     task = Task(wished.metric, data, wished.examples, wished.max_tokens)

@@ -58,10 +58,10 @@ class Results:
         """The adapter (or fully trained model) and how its training went."""
         path = model.adapter or model.model
         self._document["adapter"] = {
+            **model.record,
             "path": str(path.resolve()) if path else None,
             "kind": "adapter" if model.adapter else "model",
             "sha256": model.sha256,
-            **model.record,
         }
         held_out = model.record.get("held_out") or {}
         for moment in ("before", "after"):

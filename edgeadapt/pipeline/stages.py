@@ -24,7 +24,7 @@ from edgeadapt.fidelity.metrics import Float64Array
 from edgeadapt.fidelity.models import reference_models
 from edgeadapt.fidelity.parity import ParityGate
 from edgeadapt.fidelity.references import text_hash
-from edgeadapt.files import write_json
+from edgeadapt.files import sha256_json, write_json
 from edgeadapt.jobs import available_threads, sample
 from edgeadapt.pipeline.inputs import (
     Adapted,
@@ -97,7 +97,11 @@ def merge_stage(
     result = space.stage("merge", key, work, tools=TRAINING_TOOLS)
     choice = MergeChoice.from_document(result.read("merge.json"))
     choice.check()
-    identity = model.identity if choice.onto == "original" else f"{model.identity}-{choice.onto}"
+    identity = model.identity
+    if choice.onto == "quantized":  # how training held the base shapes the merge too
+        record = read_spec(adapter).record
+        held = [record.get("quantization"), record.get("held"), recipe.trained_on]
+        identity = sha256_json([identity, choice.onto, held])
     return replace(model, identity=identity, merge=choice), result
 
 

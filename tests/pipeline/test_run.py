@@ -153,6 +153,7 @@ def test_types_chosen_for_a_size(
     assert artifact["quantization"] == "mixed-85KiB"
     assert artifact["bytes"] <= 85 * 1024
     assert artifact["lineage"]["allocation"]["data"]["name"] == "train.jsonl"
+    assert artifact["fidelity"]["llama-cpp"]["retention"]["beyond_bits"] is not None
     again = run_recipe(recipe, workplace / "runs/sized").document()
     assert all(stage["reused"] for stage in again["stages"])
     tiny = recipe.model_copy(

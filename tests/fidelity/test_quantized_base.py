@@ -1,0 +1,45 @@
+"""The plain base is quantized just as the artifact was, whatever that was called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeadapt.artifact import Artifact
+from edgeadapt.converters.onnx.options import ALGORITHMS, QUANTIZATIONS, OnnxOptions, settle
+from edgeadapt.errors import InputError
+from edgeadapt.fidelity.quantized_base import _onnx_options, stored_as
+from tests.fidelity.conftest import World
+
+
+def cases() -> list[tuple[str, OnnxOptions]]:
+    found = []
+    for quantization in QUANTIZATIONS:
+        for options in [
+            OnnxOptions(),
+            *(OnnxOptions(algorithm=name) for name in ALGORITHMS),
+            OnnxOptions(block_size=128, symmetric=True, accuracy_level=1),
+            OnnxOptions(preset="arm64"),
+        ]:
+            try:
+                settle(quantization, options, tied=True, widths={256})
+            except InputError:  # the option does not go with the quantization
+                continue
+            found.append((quantization, options))
+    return found
+
+
+@pytest.mark.parametrize(("quantization", "options"), cases())
+def test_onnx_settings_are_taken_from_the_lineage(quantization: str, options: OnnxOptions) -> None:
+    settings = settle(quantization, options, tied=True, widths={256})
+    lineage = {"exporter": "stream", "settings": settings.record()}
+    again = _onnx_options(Artifact(Path("m"), "onnx", quantization, lineage))
+    assert again is not None and again.exporter == "stream"
+    assert settle(quantization, again, tied=True, widths={256}) == settings
+
+
+def test_a_sized_file_is_known_by_its_own_type(world: World) -> None:
+    made = world.artifact("sized", "Q8_0", world.adapter)
+    sized = Artifact(made.path, "gguf", "mixed-80MiB", made.lineage | {"allocation": {}})
+    assert stored_as(sized) == "Q8_0" and stored_as(made) == "Q8_0"
