@@ -99,7 +99,7 @@ class OnnxruntimeSession(HfText, Session):
         heads, size = decoder["num_key_value_heads"], decoder["head_size"]
         shape = CacheShape(heads, size, self._context)
         dtype = tensor_dtype(self._inputs[next(iter(names))].type)
-        if folder.genai.get("search", {}).get("past_present_share_buffer"):
+        if (folder.genai.get("search") or {}).get("past_present_share_buffer"):
             return SharedCache(self._ort, names, shape, dtype)
         return AlternatingCache(names, shape, dtype)
 

@@ -24,7 +24,9 @@ class OnnxConverter(Converter):
     def plan(self, request: ConversionRequest, out: Path) -> ExportPlan:
         """The size to the byte from our own writer, else an estimate; see `Converter.plan`."""
         settings = _settings(request)
-        plan = choose_writer(request, settings).plan(request, settings, out)
+        writer = choose_writer(request, settings)
+        writer.describe(request, settings)  # refuses what it cannot write
+        plan = writer.plan(request, settings, out)
         return plan or super().plan(request, out)
 
     def convert(self, request: ConversionRequest, out: Path) -> Artifact:

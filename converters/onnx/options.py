@@ -8,13 +8,14 @@ silently.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgeadapt.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
+    from edgeadapt.devices import DeviceProfile
     from edgeadapt.weights import LowRankUpdate
 
 QUANTIZATIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int4")
@@ -206,3 +207,17 @@ def _symmetric(algorithm: str, options: OnnxOptions, block_size: int, odd: bool)
             f"{block_size}; choose another --block-size, or --symmetric"
         )
     return odd if options.symmetric is None else options.symmetric
+
+
+def for_device(options: OnnxOptions, profile: DeviceProfile, quantization: str) -> OnnxOptions:
+    """Add what a device's profile says: threads, session options, instruction set."""
+    session: dict[str, int | str] = {"intra_op_num_threads": int(profile.threads.value)}
+    for runtime in profile.runtimes:
+        session.update(runtime.session_options)
+    options = replace(options, session=session)
+    if quantization == "int8-dynamic" and options.preset is None:
+        preset = "arm64" if profile.cpu.arch == "aarch64" else "avx2"
+        if "avx512_vnni" in profile.cpu.isa:
+            preset = "avx512_vnni"
+        options = replace(options, preset=preset)
+    return options

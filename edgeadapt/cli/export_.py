@@ -15,7 +15,7 @@ from edgeadapt.cli.common import (
     model_options,
     standard,
 )
-from edgeadapt.cli.onnx_options import for_device, onnx_options
+from edgeadapt.cli.onnx_options import onnx_options
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
@@ -148,6 +148,7 @@ def command(
         format_, chosen, reason = _choose(model, device, context)
         quant = quant or chosen
         if format_ == "onnx":
+            from edgeadapt.converters.onnx.options import for_device
             from edgeadapt.devices import load_profile
 
             onnx = for_device(onnx, load_profile(device), quant)

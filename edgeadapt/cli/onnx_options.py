@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,9 +15,6 @@ from edgeadapt.converters.onnx.options import (
     PRESETS,
     OnnxOptions,
 )
-
-if TYPE_CHECKING:
-    from edgeadapt.devices import DeviceProfile
 
 _OPTIONS = (
     click.option(
@@ -83,17 +79,3 @@ def onnx_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         wrapper = option(wrapper)
     return wrapper
-
-
-def for_device(options: OnnxOptions, profile: DeviceProfile, quantization: str) -> OnnxOptions:
-    """Add what a device's profile says: threads, session options, instruction set."""
-    session: dict[str, int | str] = {"intra_op_num_threads": int(profile.threads.value)}
-    for runtime in profile.runtimes:
-        session.update(runtime.session_options)
-    options = replace(options, session=session)
-    if quantization == "int8-dynamic" and options.preset is None:
-        preset = "arm64" if profile.cpu.arch == "aarch64" else "avx2"
-        if "avx512_vnni" in profile.cpu.isa:
-            preset = "avx512_vnni"
-        options = replace(options, preset=preset)
-    return options

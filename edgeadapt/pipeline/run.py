@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeadapt.console import log
+from edgeadapt.converters.onnx.options import OnnxOptions, for_device
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, open_model
@@ -36,6 +37,13 @@ class Target:
     reasons: dict[str, str] = field(default_factory=dict)
     max_size: str | None = None
     """In place of a named quantization; `quantization` then says the same."""
+
+    def onnx_options(self) -> OnnxOptions | None:
+        """What the device's profile says of ONNX; nothing where several devices share the file."""
+        if self.format != "onnx" or len(self.reasons) != 1:
+            return None
+        (device,) = self.reasons
+        return for_device(OnnxOptions(), load_profile(device), self.quantization)
 
 
 def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
@@ -71,7 +79,7 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
         for target in targets:
             artifact, done = stages.export_stage(
                 space, recipe, inputs, model, source, target.format, target.quantization,
-                max_size=target.max_size,
+                max_size=target.max_size, onnx=target.onnx_options(),
             )  # fmt: skip
             results.add_artifact(artifact, target.reasons, done)
             for runtime in installed_runtimes(artifact.format):

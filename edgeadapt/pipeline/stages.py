@@ -14,6 +14,7 @@ from edgeadapt.adapters.spec import read_spec
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.bench.run import bench_artifact
 from edgeadapt.console import progress
+from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.load import data_hash
 from edgeadapt.export import ModelToExport, export
@@ -42,7 +43,7 @@ PARITY = "parity.json"
 REFERENCE_TOOLS = ("torch", "transformers")
 EXPORT_TOOLS = {
     "gguf": ("gguf", "llama-cpp-python"),
-    "onnx": ("onnxruntime-genai", "onnxruntime", "onnx-ir", "torch", "transformers"),
+    "onnx": ("onnx", "onnxruntime-genai", "onnxruntime", "onnx-ir", "torch", "transformers"),
 }
 
 
@@ -160,6 +161,7 @@ def export_stage(
     quantization: str,
     *,
     max_size: str | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> tuple[Artifact, StageResult]:
     """Write one artifact, if its text is the original's.
 
@@ -168,13 +170,15 @@ def export_stage(
     Raises:
         GateFailure: the text is not.
     """
-    key = {
+    key: dict[str, Any] = {
         "base": inputs.base_sha256,
         "adapter": model.identity,
         "format": format,
         "quantization": quantization,
         "parity": recipe.gates.parity,
     }
+    if onnx is not None:
+        key["onnx"] = [onnx.preset, dict(onnx.session)]
     if max_size is not None and inputs.train_data is not None:
         key["calibration"] = data_hash(inputs.train_data)
     name = f"{recipe.name}-{quantization}"
@@ -192,7 +196,7 @@ def export_stage(
             write_json(folder / PARITY, gate.report.record())
 
         if max_size is None or inputs.train_data is None:
-            export(source, format, quantization, path, check=check)
+            export(source, format, quantization, path, check=check, onnx=onnx)
             return
         from edgeadapt.allocation.allocate import allocate
 

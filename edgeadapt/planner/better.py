@@ -28,7 +28,11 @@ def next_better(
         profiles: the devices.
     """
     bits = BITS_PER_WEIGHT.get((format, quantization), 8 * size_bytes / model.parameters)
-    widths = ((width, name) for (kind, name), width in BITS_PER_WEIGHT.items() if kind == format)
+    widths = (
+        (width, name)
+        for (kind, name), width in BITS_PER_WEIGHT.items()
+        if kind == format and name != "int8-dynamic"  # its activations lose more than bits tell
+    )
     better = sorted((pair for pair in widths if pair[0] > bits), key=lambda pair: pair[0])
     for _, name in better:
         if all(_fits(profile, model, format, name) for profile in profiles):

@@ -29,9 +29,9 @@ BITS_PER_WEIGHT = {
     ("gguf", "Q4_0"): 4.55,
     ("onnx", "fp32"): 32.0,
     ("onnx", "fp16"): 16.0,
-    ("onnx", "int8"): 9.0,
+    ("onnx", "int8"): 9.3,
     ("onnx", "int8-dynamic"): 8.5,
-    ("onnx", "int4"): 5.0,
+    ("onnx", "int4"): 6.7,
 }
 """Bits of a file divided by parameters, for models of a billion parameters and more, where the
 exact size cannot be had. The plain block types follow from their layout (Q8_0: 34 bytes for 32

@@ -31,7 +31,7 @@ def genai_config(decoder: Decoder, config: dict[str, Any], model_folder: Path) -
     generation = read_json(path) if path.is_file() else {}
     name = _TYPES.get(decoder.family, decoder.family.partition("For")[0].lower())
     said = config | {key: value for key, value in generation.items() if value is not None}
-    stop = said.get("eos_token_id", 0)
+    stop = _or(said.get("eos_token_id"), 0)
     first = stop[0] if isinstance(stop, list) and stop else stop
     return {
         "model": {

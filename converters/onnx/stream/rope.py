@@ -136,6 +136,8 @@ def _rope(config: Mapping[str, Any], head_size: int, kind: str) -> Rope:
 def _parameters(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The scaling of one kind of layer: flat, one for each kind, or in the words of old configs."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise CorruptFileError(f"config.json has rotary scaling {rope!r}, expected an object")
     if isinstance(rope.get(kind), dict):
         return dict(rope[kind])
     if kind == "sliding_attention" and config.get("rope_local_base_freq"):
