@@ -7,10 +7,13 @@ Which is better differs from model to model, so both are measured beside the liv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from edgeadapt.adapters import AdapterSpec, parse_adapters, read_spec
 from edgeadapt.adapters.held import held_base, tells
@@ -19,11 +22,14 @@ from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded
 from edgeadapt.errors import GateFailure, InputError, MissingExtraError
 from edgeadapt.export import MergeBase, ModelToExport, open_model
+from edgeadapt.fidelity.compare import Engine
 from edgeadapt.fidelity.gates import Verdict, verdict_record
 from edgeadapt.fidelity.metrics import diverge_rows, exponential, mean
 from edgeadapt.fidelity.models import live_model
 from edgeadapt.fidelity.references import Reference, find_reference, sequence_numbers, targets
+from edgeadapt.fidelity.task import Task, measure_task
 from edgeadapt.fidelity.text import held_out_text
+from edgeadapt.merge import merge_to_folder
 from edgeadapt.tokenizer import ModelTokenizer
 
 MergeWish = Literal["auto", "original", "quantized"]
@@ -151,6 +157,7 @@ def choose_merge_base(
     specs: Sequence[AdapterSpec],
     settings: MergeSettings,
     held_out: Sequence[Encoded] | None,
+    task: Task | None = None,
 ) -> MergeChoice:
     """Decide, by measuring where that can be done.
 
@@ -159,6 +166,7 @@ def choose_merge_base(
         specs: the adapters to merge, at least one.
         settings: what is wanted.
         held_out: text to measure on, if there is any.
+        task: the user's own measure, which then decides where it can tell the two apart.
 
     Raises:
         InputError: `quantized` is asked for, and there is no quantized base.
@@ -171,7 +179,7 @@ def choose_merge_base(
         obstacle = "there is no held-out data; give --held-out"
     if obstacle is None:
         try:
-            return _measured(base, specs[0].path, settings, held_out or ())
+            return _measured(base, specs[0].path, settings, held_out or (), task)
         except MissingExtraError as error:
             if asked != "auto":
                 raise
@@ -211,7 +219,11 @@ def _obstacle(specs: Sequence[AdapterSpec], settings: MergeSettings) -> str | No
 
 
 def _measured(
-    base: Path, adapter: Path, settings: MergeSettings, held_out: Sequence[Encoded]
+    base: Path,
+    adapter: Path,
+    settings: MergeSettings,
+    held_out: Sequence[Encoded],
+    task: Task | None,
 ) -> MergeChoice:
     wanted: tuple[MergeBase, ...] = (
         ("original", "quantized") if settings.onto == "auto" else (settings.onto,)
@@ -224,13 +236,58 @@ def _measured(
     }
     figures = compare_merges(references, held_out)
     best = min(wanted, key=lambda onto: figures[onto]["perplexity"]["value"])
+    told = None
+    if task is not None:
+        figures |= _task_figures(base, adapter, settings, wanted, task, figures)
+        told = _better_by_task(figures)
+    best = told or best
     ratio = figures[best]["ratio_to_live"]["value"]
     verdict = None
     if settings.max_ratio is not None:
         verdict = Verdict(GATE, ratio, settings.max_ratio, ratio <= settings.max_ratio)
-    reason = "as asked" if settings.onto != "auto" else _because(best, figures)
+    reason = "as asked" if settings.onto != "auto" else _because(best, figures, by_task=bool(told))
     log.info("merging onto the %s base: %s", best, reason)
     return MergeChoice(best, settings.onto, reason, figures, verdict)
+
+
+def _task_figures(
+    base: Path,
+    adapter: Path,
+    settings: MergeSettings,
+    wanted: Sequence[MergeBase],
+    task: Task,
+    figures: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The task of each merge, in torch, beside its other figures; and their paired difference."""
+    found: dict[str, Any] = {}
+    values = {}
+    for onto in wanted:
+        model = open_model(
+            str(base), adapter, any_base=True, merge_onto=onto, trained_on=settings.trained_on
+        )
+        with tempfile.TemporaryDirectory(prefix="edgeadapt-merge-") as scratch:
+            merged = merge_to_folder(model, Path(scratch) / "merged").path
+            result = measure_task(
+                merged, task, ModelTokenizer.from_folder(merged),
+                engine=Engine("torch", settings.threads), label=f"the merge onto the {onto} base",
+            )  # fmt: skip
+        found[onto] = figures[onto] | {"task": result.record()}
+        values[onto] = result.values
+    if len(values) == 2:
+        apart = values["original"] - values["quantized"]
+        difference = mean(apart, np.arange(len(apart))).record()
+        found["task_original_minus_quantized"] = difference
+    return found
+
+
+def _better_by_task(figures: Mapping[str, Any]) -> MergeBase | None:
+    """The merge that is better at the task by more than two standard errors; None if neither is."""
+    apart = figures.get("task_original_minus_quantized")
+    if apart is None or apart["value"] is None or apart["standard_error"] is None:
+        return None
+    if abs(apart["value"]) <= 2 * apart["standard_error"]:
+        return None
+    return "original" if apart["value"] > 0 else "quantized"
 
 
 def compare_merges(references: dict[str, Reference], encoded: Sequence[Encoded]) -> dict[str, Any]:
@@ -265,8 +322,15 @@ def compare_merges(references: dict[str, Reference], encoded: Sequence[Encoded])
     return figures
 
 
-def _because(best: str, figures: dict[str, Any]) -> str:
+def _because(best: str, figures: dict[str, Any], *, by_task: bool = False) -> str:
     other = "quantized" if best == "original" else "original"
+    if by_task:
+        apart = figures["task_original_minus_quantized"]
+        return (
+            f"{figures[best]['task']['metric']} {figures[best]['task']['value']:.3f} against "
+            f"{figures[other]['task']['value']:.3f} on the {other} one (paired difference "
+            f"{abs(apart['value']):.3f} ± {apart['standard_error']:.3f})"
+        )
     apart = figures["original_minus_quantized"]
     error = apart["standard_error"]
     told = f" ± {error:.3f}" if error is not None else ""

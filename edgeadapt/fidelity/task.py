@@ -24,7 +24,7 @@ from edgeadapt.data.examples import Example
 from edgeadapt.data.load import load_examples
 from edgeadapt.errors import InputError
 from edgeadapt.fidelity.compare import Engine
-from edgeadapt.fidelity.metrics import Estimate, mean
+from edgeadapt.fidelity.metrics import Estimate, Float64Array, mean
 from edgeadapt.jobs import Scored, sample, score
 from edgeadapt.plugins import Registry
 from edgeadapt.tokenizer import ModelTokenizer
@@ -62,6 +62,8 @@ class TaskResult:
     metric: str
     score: Estimate
     examples: int
+    values: Float64Array
+    """Of each example, for paired comparisons; shape (examples,)."""
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -115,7 +117,7 @@ def measure_task(
             for answer, example in zip(answers, examples, strict=True)
         ]
     scores = np.asarray(values, np.float64)
-    return TaskResult(task.metric, mean(scores, np.arange(len(scores))), len(examples))
+    return TaskResult(task.metric, mean(scores, np.arange(len(scores))), len(examples), scores)
 
 
 def _value(metric: Any, name: str, answer: str, expected: str) -> float:

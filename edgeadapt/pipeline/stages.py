@@ -83,16 +83,19 @@ def merge_stage(
     """
     adapter = model.adapter
     assert adapter is not None
+    task = find_task(recipe, inputs)
     settings = MergeSettings(recipe.merge_onto, recipe.trained_on, recipe.gates.max_merge_ratio)
     key = {
         "base": inputs.base_sha256,
         "adapter": model.identity,
         "held_out": text_hash(held_out),
         "settings": [settings.onto, settings.trained_on, settings.max_ratio],
+        "task": recipe.evaluate.task and recipe.evaluate.task.model_dump(mode="json"),
+        "task_data": data_hash(task.data) if task else None,
     }
 
     def work(folder: Path) -> None:
-        choice = choose_merge_base(inputs.base, [read_spec(adapter)], settings, held_out)
+        choice = choose_merge_base(inputs.base, [read_spec(adapter)], settings, held_out, task)
         write_json(folder / "merge.json", choice.document())
 
     result = space.stage("merge", key, work, tools=TRAINING_TOOLS)

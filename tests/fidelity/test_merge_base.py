@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from peft import LoraConfig
@@ -13,6 +15,7 @@ from peft import LoraConfig
 from edgeadapt.adapters import read_spec
 from edgeadapt.cli import cli
 from edgeadapt.errors import GateFailure, InputError
+from edgeadapt.fidelity import merge_base
 from edgeadapt.fidelity.gates import Verdict
 from edgeadapt.fidelity.merge_base import (
     GATE,
@@ -20,6 +23,10 @@ from edgeadapt.fidelity.merge_base import (
     MergeSettings,
     choose_merge_base,
 )
+from edgeadapt.fidelity.metrics import mean
+from edgeadapt.fidelity.task import Task
+from edgeadapt.fidelity.text import held_out_text
+from edgeadapt.tokenizer import ModelTokenizer
 from tests.adapters.test_merged import save_adapter
 
 pytest.importorskip("bitsandbytes")
@@ -147,3 +154,37 @@ def test_a_choice_survives_json() -> None:
     with pytest.raises(GateFailure, match="worse than the live"):
         read.check()
     MergeChoice("original", "auto", "because").check()
+
+
+def test_the_users_task_decides_where_it_can_tell(
+    tiny_model: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of a random model say nothing, so each merge is given a score of its own."""
+    seen = []
+
+    def scored(onto: str, number: int) -> float:
+        return {"original": 0.0, "quantized": 1.0}[onto] + number % 2 / 10
+
+    real = merge_base.measure_task
+
+    def measured(path: Path, *args: Any, label: str, **options: Any) -> Any:
+        result = real(path, *args, label=label, **options)
+        onto = label.split()[-2]
+        seen.append(onto)
+        values = np.array([scored(onto, i) for i in range(len(result.values))])
+        return replace(result, values=values, score=mean(values, np.arange(len(values))))
+
+    monkeypatch.setattr(merge_base, "measure_task", measured)
+    spec = read_spec(place / "qlora")
+    held_out = held_out_text(place / "held.jsonl", ModelTokenizer.from_folder(tiny_model))
+    task = Task("f1", place / "held.jsonl", 4, 4)
+    settings = MergeSettings(max_ratio=None)
+    choice = choose_merge_base(tiny_model, [spec], settings, held_out, task)
+    assert seen == ["original", "quantized"]
+    assert choice.onto == "quantized" and choice.reason.startswith("f1 1.050 against 0.050")
+    assert choice.figures is not None
+    assert choice.figures["task_original_minus_quantized"]["value"] == pytest.approx(-1)
+    monkeypatch.setattr(merge_base, "measure_task", real)  # no difference: perplexity decides
+    plain = choose_merge_base(tiny_model, [spec], settings, held_out, task)
+    assert plain.figures is not None and "task" in plain.figures["original"]
+    assert "perplexity" in plain.reason
