@@ -72,9 +72,10 @@ if TYPE_CHECKING:
 )
 @onnx_options
 @click.option(
-    "--parity/--no-parity", default=True, show_default=True,
+    "--parity/--no-parity", default=False, show_default=True,
     help="See that template and tokenizer in it make the original's tokens, on each installed "
-    "runtime; else nothing is written and the exit code is 1.",
+    "runtime; else nothing is written and the exit code is 1. Takes some seconds and transformers; "
+    "`run` and `evaluate` do it always.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")

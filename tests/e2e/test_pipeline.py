@@ -96,7 +96,7 @@ def test_export_merge_and_chat_with_what_was_trained(run: Path, tmp_path: Path) 
     merge = document["merge"]
     exported = edgeadapt(
         "export", "--base", "default", "--adapter", adapter, "--format", "gguf", "--merge-onto",
-        merge["onto"], "--quant", "Q4_K_M", "--out", tmp_path / "m.gguf", "--json",
+        merge["onto"], "--quant", "Q4_K_M", "--out", tmp_path / "m.gguf", "--json", "--parity",
         folder=tmp_path, timeout=300,
     )  # fmt: skip
     assert exported.returncode == 0, exported.stderr

@@ -217,14 +217,14 @@ def test_export_says_which_gate_failed(tiny_model: Path, tmp_path: Path) -> None
     folder = broken(tiny_model, bos_twice_in_template, tmp_path)
     out = tmp_path / "out/model.gguf"
     arguments = ["export", "--base", folder, "--format", "gguf", "--quant", "F16", "--out", out]
-    result = CliRunner().invoke(cli, [str(a) for a in arguments] + ["--json"])
+    result = CliRunner().invoke(cli, [str(a) for a in arguments] + ["--json", "--parity"])
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert document["failed_gates"] == ["parity"]
     assert not document["passed"]
     assert "two BOS tokens" in document["failures"][0]
     assert list(out.parent.iterdir()) == []
-    again = CliRunner().invoke(cli, [*(str(a) for a in arguments), "--json", "--no-parity"])
+    again = CliRunner().invoke(cli, [*(str(a) for a in arguments), "--json"])
     assert again.exit_code == 0, again.stderr
     assert json.loads(again.stdout)["parity"]["checked"] is False
     assert out.is_file()
