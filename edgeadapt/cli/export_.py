@@ -149,10 +149,7 @@ def command(
         format_, chosen, reason = _choose(model, device, context)
         quant = quant or chosen
         if format_ == "onnx":
-            from edgeadapt.converters.onnx.options import for_device
-            from edgeadapt.devices import load_profile
-
-            onnx = for_device(onnx, load_profile(device), quant)
+            onnx = _for_device(onnx, device, quant)
     allocation = None
     if max_size is not None:
         if out.exists() and not dry_run:  # better said before minutes of work
@@ -175,6 +172,13 @@ def command(
         artifact.path, artifact.size_bytes, format_, artifact.quantization, reason,
         artifact.lineage, as_json, allocation, gate.report,
     )  # fmt: skip
+
+
+def _for_device(onnx: OnnxOptions, device: str, quant: str) -> OnnxOptions:
+    from edgeadapt.converters.onnx.options import for_device
+    from edgeadapt.devices import load_profile
+
+    return for_device(onnx, load_profile(device), quant)
 
 
 def _check_max_size(

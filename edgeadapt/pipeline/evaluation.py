@@ -145,6 +145,16 @@ def yardstick_of(subject: Subject, settings: Settings) -> Yardstick:
     return prepare(models, encoded, threads=settings.threads)
 
 
+def _open_merged(path: Path) -> Artifact:
+    artifact = open_artifact(path)
+    if artifact.lineage.get("mode") == "separate":
+        raise InputError(
+            f"{path} was exported with --adapter-mode separate, and evaluate measures merged "
+            "artifacts; export it with --adapter-mode merged"
+        )
+    return artifact
+
+
 def evaluate_artifacts(
     paths: Sequence[Path], subject: Subject, settings: Settings, task: Task | None = None
 ) -> dict[str, Any]:
@@ -169,13 +179,7 @@ def evaluate_artifacts(
         raise InputError("the gate min_task_metric needs a task to measure; give --task")
     if task is not None:
         check_task(task)
-    artifacts = [open_artifact(path) for path in paths]
-    for artifact in artifacts:
-        if artifact.lineage.get("mode") == "separate":
-            raise InputError(
-                f"{artifact.path} was exported with --adapter-mode separate, and evaluate measures "
-                "merged artifacts; export it with --adapter-mode merged"
-            )
+    artifacts = [_open_merged(path) for path in paths]
     plans = [(artifact, _runtimes(artifact, settings.runtime)) for artifact in artifacts]
     source = open_model(str(subject.trained or subject.base)).source
     texts = subject.trained or subject.base
