@@ -1,7 +1,12 @@
-"""The plain base in an artifact's quantization: what the bits cost without any adapter."""
+"""The plain base in an artifact's quantization: what the bits cost without any adapter.
+
+It is run over the beginning of the held-out text alone: it tells two losses apart and is no figure
+of the artifact's own, and it would take as long as the artifact itself.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +35,9 @@ from edgeadapt.runtimes.registry import preferred_runtime
 
 FLOAT = frozenset({"F32", "F16", "BF16", "fp32", "fp16", "float32", "float16", "bfloat16"})
 """Quantizations that take next to nothing from a weight."""
+
+MOST_TOKENS = 4096
+"""Of the text that the plain base is run over, those included that are not scored."""
 
 
 def stored_as(artifact: Artifact) -> str:
@@ -61,22 +69,24 @@ def quantized_base(
     Args:
         folder: the base's Hugging Face folder.
         artifact: whose format, quantization and tensor types to take.
-        encoded: the text that the references are of.
+        encoded: the text that the references are of; sequences from its beginning are taken.
         merged: the artifact's reference.
         base: the float base's.
         engine: what the artifact runs on.
         others: runtimes that will be asked for later: the base is exported once for all.
 
     Returns:
-        None if there is nothing to tell: the artifact holds float weights, or its quantization
-        cannot be made without an importance matrix.
+        Of the scored tokens of the first sequences, at most `MOST_TOKENS` long. None if there is
+        nothing to tell: the artifact holds float weights, or its quantization cannot be made
+        without an importance matrix.
     """
     if stored_as(artifact) in FLOAT or artifact.format == "hf":
         return None
+    encoded = _beginning(encoded)
     options = _options(artifact)
     runtime = engine.runtime or preferred_runtime(artifact.format)
     stored = {
-        name: _place(artifact, options, merged, base, name)
+        name: _place(artifact, options, merged, base, name) / f"{len(encoded)}.npz"
         for name in dict.fromkeys([runtime, *others])
     }
     if not stored[runtime].is_file():
@@ -94,10 +104,16 @@ def quantized_base(
     return read_divergence(stored[runtime])
 
 
+def _beginning(encoded: Sequence[Encoded]) -> Sequence[Encoded]:
+    """Whole sequences of at most `MOST_TOKENS` in all; the first one always."""
+    ends = itertools.accumulate(len(example.ids) for example in encoded)
+    return encoded[: max(1, sum(end <= MOST_TOKENS for end in ends))]
+
+
 def _place(
     artifact: Artifact, options: GgufOptions, merged: Reference, base: Reference, runtime: str
 ) -> Path:
-    """Where the figures of one runtime lie; the folders' names are hashes of model and text."""
+    """The folder for one runtime's figures; the references' names are hashes of model and text."""
     key = {
         "base": base.folder.name,
         "merged": merged.folder.name,
@@ -108,7 +124,7 @@ def _place(
         "engine": engine_identity(runtime),
         "edgeadapt": __version__,
     }
-    return cache_dir() / "quantized-bases" / f"{sha256_json(key)[:24]}.npz"
+    return cache_dir() / "quantized-bases" / sha256_json(key)[:24]
 
 
 def _export(

@@ -114,7 +114,8 @@ def measure_retention(
         merged: what the merged model says of the tokens.
         base: the plain base, compared with the merged model.
         artifact: compared with the merged model, the base beside it.
-        quantized: the plain base in the artifact's quantization, compared likewise.
+        quantized: the plain base in the artifact's quantization, compared likewise; of all the
+            tokens, or of the first ones.
         sequences: number of the sequence that each token belongs to, shape (tokens,).
         lossless: the artifact's weights are floats, so that its bits cost nothing.
     """
@@ -136,16 +137,19 @@ def measure_retention(
     if quantized is None:
         return retention
     assert quantized.effect is not None and quantized.kl_base is not None
-    along = artifact.effect.along - quantized.effect.along
-    saved = quantized.scores.nll - artifact.scores.nll
-    lost = artifact.kl - SENSITIVITY * quantized.kl_base
+    part = slice(len(quantized.kl))
+    sequences = sequences[part]
+    along = artifact.effect.along[part] - quantized.effect.along
+    saved = quantized.scores.nll - artifact.scores.nll[part]
+    lost = artifact.kl[part] - SENSITIVITY * quantized.kl_base
+    gain = float(improved[part].sum()) > 0
     return replace(
         retention,
         bits_kl=mean(quantized.kl_base, sequences),
-        kl_quantized=_remainder(ratio(artifact.kl, quantized.kl, sequences)),
-        gain_quantized=ratio(saved, improved, sequences) if gain else None,
-        effect_quantized=ratio(along, square, sequences),
-        beyond_bits=_remainder(ratio(lost, base.kl, sequences)),
+        kl_quantized=_remainder(ratio(artifact.kl[part], quantized.kl, sequences)),
+        gain_quantized=ratio(saved, improved[part], sequences) if gain else None,
+        effect_quantized=ratio(along, square[part], sequences),
+        beyond_bits=_remainder(ratio(lost, base.kl[part], sequences)),
     )
 
 

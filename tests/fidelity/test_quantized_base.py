@@ -9,7 +9,8 @@ import pytest
 from edgeadapt.artifact import Artifact
 from edgeadapt.converters.onnx.options import ALGORITHMS, QUANTIZATIONS, OnnxOptions, settle
 from edgeadapt.errors import InputError
-from edgeadapt.fidelity.quantized_base import _onnx_options, stored_as
+from edgeadapt.fidelity import quantized_base
+from edgeadapt.fidelity.quantized_base import _beginning, _onnx_options, stored_as
 from tests.fidelity.conftest import World
 
 
@@ -43,3 +44,12 @@ def test_a_sized_file_is_known_by_its_own_type(world: World) -> None:
     made = world.artifact("sized", "Q8_0", world.adapter)
     sized = Artifact(made.path, "gguf", "mixed-80MiB", made.lineage | {"allocation": {}})
     assert stored_as(sized) == "Q8_0" and stored_as(made) == "Q8_0"
+
+
+def test_the_beginning_is_of_whole_sequences(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [len(example.ids) for example in world.encoded]
+    assert _beginning(world.encoded) == world.encoded
+    monkeypatch.setattr(quantized_base, "MOST_TOKENS", sum(lengths[:3]) + 1)
+    assert _beginning(world.encoded) == world.encoded[:3]
+    monkeypatch.setattr(quantized_base, "MOST_TOKENS", 1)
+    assert _beginning(world.encoded) == world.encoded[:1]

@@ -92,3 +92,28 @@ def test_an_adapter_that_changes_nothing_is_not_judged() -> None:
     assert kept.gain is None
     record = kept.record()
     assert record["adapter"] is None and record["log_perplexity_gain"]["float_base"] is None
+
+
+def test_the_quantized_base_may_be_of_the_beginning_alone() -> None:
+    part = slice(TOKENS // 2)
+    all_of_it = retention_of(MERGED + BITS, BASE + BITS)
+    plain = diverge_rows(
+        log_softmax(MERGED[part]), (BASE + BITS)[part], TARGETS[part], base=log_softmax(BASE[part])
+    )
+    kept = measure_retention(
+        score_rows(log_softmax(MERGED), TARGETS),
+        compared(BASE, beside_base=False),
+        compared(MERGED + BITS),
+        plain,
+        SEQUENCES,
+    )
+    assert kept.kl == all_of_it.kl and kept.effect == all_of_it.effect
+    for found, expected in (
+        (kept.bits_kl, all_of_it.bits_kl),
+        (kept.effect_quantized, all_of_it.effect_quantized),
+        (kept.gain_quantized, all_of_it.gain_quantized),
+        (kept.beyond_bits, all_of_it.beyond_bits),
+    ):
+        assert found is not None and expected is not None
+        assert found != expected  # other tokens
+        assert found.value == pytest.approx(expected.value, abs=0.1)
