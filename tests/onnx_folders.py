@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 from edgeadapt.artifact import Artifact
 from edgeadapt.converters.base import ConversionRequest
 from edgeadapt.converters.onnx.converter import OnnxConverter
+from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.safetensors_io import SafetensorsSource
 
 
@@ -19,7 +20,10 @@ def request(model: Path, quantization: str, **more: object) -> ConversionRequest
 
 
 @cache
-def exported(model: Path, quantization: str) -> Artifact:
-    """The model's ONNX folder; not to be changed."""
+def exported(
+    model: Path, quantization: str, exporter: str | None = None, algorithm: str | None = None
+) -> Artifact:
+    """The model's ONNX folder, by the default exporter unless one is named; not to be changed."""
     out = Path(mkdtemp(dir=model.parent)) / quantization
-    return OnnxConverter().convert(request(model, quantization), out)
+    options = OnnxOptions(exporter=exporter, algorithm=algorithm)
+    return OnnxConverter().convert(request(model, quantization, onnx=options), out)

@@ -1,19 +1,21 @@
-"""Float32 graphs against torch: every family, 256 positions, batches, with and without a past.
+"""Float32 graphs of both exporters against torch: every family, 256 positions, batches, pasts.
 
 Sliding windows are shorter than the text, and models have every kind of layer of their family.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
 from edgeadapt.artifact import Artifact, open_artifact
-from edgeadapt.converters.onnx.converter import OnnxConverter
 from edgeadapt.runtimes import SessionSettings, get_runtime
-from tests.onnx_folders import request
+from tests.onnx_folders import exported
 from tests.onnx_graphs import Graph, torch_logits
 from tests.tiny import save_model
 
@@ -23,36 +25,40 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64, "rope_theta": 5e5,
 }  # fmt: skip
-CASES: dict[str, tuple[str, dict[str, object]]] = {
-    "llama": ("llama", {}),
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.5 + 0.4 * i for i in range(8)],
+    "original_max_position_embeddings": 256,
+}  # fmt: skip
+LATE_WINDOW = {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 24}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"attention_bias": True, "mlp_bias": True, "tied": False}),
+    "llama-tied": ("llama", {"tied": True}),
     "llama-3": ("llama", {"rope_parameters": LLAMA3, "attention_bias": True, "tied": True}),
+    "llama-linear": ("llama", {"rope_parameters": LINEAR, "kv_heads": 4}),
     "mistral": ("mistral", {}),
-    "mistral-window": ("mistral", {"sliding_window": 24}),
+    "mistral-window": ("mistral", {"sliding_window": 24, "head_dim": 32}),
     "qwen2": ("qwen2", {}),
-    "qwen2-window": (
-        "qwen2",
-        {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 24, "layers": 3},
-    ),
+    "qwen2-window": ("qwen2", {"layers": 3, **LATE_WINDOW}),
     "qwen3": ("qwen3", {}),
+    "qwen3-window": ("qwen3", {"layers": 3, **LATE_WINDOW}),
     "gemma": ("gemma", {}),
-    "gemma2": ("gemma2", {}),
-    "gemma3": ("gemma3", {}),
+    "gemma2": ("gemma2", {"layers": 3}),
+    "gemma3": ("gemma3", {"final_logit_softcapping": 20.0}),
     "phi3": ("phi3", {}),
     "phi3-window": ("phi3", {"sliding_window": 24}),
     "phi3-longrope": (
-        "phi3",
-        {
-            "rope_parameters": {
-                "rope_type": "longrope", "rope_theta": 1e4,
-                "short_factor": [1.0 + 0.1 * i for i in range(8)],
-                "long_factor": [1.5 + 0.4 * i for i in range(8)],
-                "original_max_position_embeddings": 256,
-            },
-            "max_position_embeddings": 1024,
-        },
+        "phi3", {"rope_parameters": LONGROPE, "max_position_embeddings": 1024, "tied": True}
     ),
     "granite": ("granite", {}),
 }  # fmt: skip
+BUILT = (
+    "llama", "llama-3", "mistral-window", "qwen2-window", "qwen3", "gemma", "gemma2", "gemma3",
+    "phi3-window", "phi3-longrope", "granite",
+)  # fmt: skip
+"""What the builder is asked for, at five seconds each: every family, and every kind of layer."""
 FAST = "gemma3"
 """Has all there is: both kinds of layers, windows, two rotary bases, norms of every sort."""
 POSITIONS = 256
@@ -61,14 +67,20 @@ STEPS = tuple(range(200, POSITIONS))
 """One token at a time: onnxruntime's CPU attention takes no more of a batch that has a past."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == FAST else pytest.mark.e2e) for name in CASES],
-)
-def test_graph_equals_torch(tmp_path: Path, name: str) -> None:
+def _pairs() -> Iterator[ParameterSet]:
+    for name in CASES:
+        if name != "granite":
+            yield pytest.param("stream", name)
+        if name in BUILT:
+            yield pytest.param("builder", name, marks=() if name == FAST else pytest.mark.e2e)
+
+
+@pytest.mark.parametrize(("exporter", "name"), list(_pairs()))
+def test_graph_equals_torch(tmp_path: Path, exporter: str, name: str) -> None:
     family, options = CASES[name]
-    model = save_model(tmp_path / "model", family, **options)  # type: ignore[arg-type]
-    artifact = OnnxConverter().convert(request(model, "fp32"), tmp_path / "onnx")
+    model = save_model(tmp_path / "model", family, **options)
+    artifact = exported(model, "fp32", exporter)
+    assert artifact.lineage["exporter"] == exporter
     graph = Graph(artifact.path)
     ids = np.random.default_rng(0).integers(3, 320, (4, POSITIONS))
     expected = torch_logits(model, ids)
@@ -77,6 +89,13 @@ def test_graph_equals_torch(tmp_path: Path, name: str) -> None:
         error = np.abs(graph.logits(ids[:batch], cuts) - expected[:batch]).max()
         assert error < 1e-4, f"batch {batch}, cuts {cuts}"
     _check_engines(artifact, ids[0].tolist(), expected[0])
+
+
+def test_every_family_is_asked_of_both() -> None:
+    """The families that the product promises, less variants."""
+    promised = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"}
+    for names in (CASES, BUILT):
+        assert promised <= {CASES[name][0] for name in names}
 
 
 def _check_engines(artifact: Artifact, ids: list[int], expected: np.ndarray) -> None:
