@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgeadapt.console import log
+
 
 class Gates(BaseModel):
     """What an artifact has to keep to; null switches a gate off."""
@@ -97,14 +99,26 @@ def _judge_numbers(gates: Gates, figures: Mapping[str, Any]) -> Iterator[Verdict
         yield _at_most("max_kl", fidelity["mean_kl"]["value"], gates.max_kl)
     if gates.min_top1 is not None:
         yield _at_least("min_top1", fidelity["top1"]["value"], gates.min_top1)
-    if gates.min_retention is not None and retention and retention["adapter"] is not None:
-        note = _explain(retention["effect"])
-        yield _at_least("min_retention", retention["adapter"], gates.min_retention, note)
+    if gates.min_retention is not None and retention:
+        yield _retained(gates.min_retention, retention)
     if gates.max_perplexity_ratio is not None:
         ratio = fidelity["perplexity_ratio"]["value"]
         yield _at_most("max_perplexity_ratio", ratio, gates.max_perplexity_ratio)
     if gates.min_task_metric is not None and task:
         yield _at_least("min_task_metric", task["value"], gates.min_task_metric, task["metric"])
+
+
+def _retained(limit: float, retention: Mapping[str, Any]) -> Verdict:
+    if retention["adapter"] is None:
+        change = retention["adapter_kl"]["value"]
+        note = (
+            f"not judged: the adapter changes too little on this text (a mean KL of {change:.2g} "
+            "from the base) for shares of it to be told; give held-out text of what it was "
+            "trained for"
+        )
+        log.warning("min_retention: %s", note)
+        return Verdict("min_retention", None, limit, True, note)
+    return _at_least("min_retention", retention["adapter"], limit, _explain(retention["effect"]))
 
 
 def _explain(effect: Mapping[str, Any]) -> str:

@@ -12,13 +12,14 @@ from edgeadapt.fidelity.gates import Gates, Verdict, judge, verdict_record
 def figures(**changes: float | None) -> dict[str, Any]:
     values = {
         "mean_kl": 0.05, "top1": 0.9, "perplexity_ratio": 1.05, "adapter": 0.98, "effect": 1.0,
-        "task": 0.5,
+        "task": 0.5, "adapter_kl": 0.4,
     } | changes  # fmt: skip
     one = {name: {"value": value, "standard_error": 0.01} for name, value in values.items()}
     return {
         "fidelity": {name: one[name] for name in ("mean_kl", "top1", "perplexity_ratio")},
         "retention": {
             "adapter": values["adapter"],
+            "adapter_kl": one["adapter_kl"],
             "effect": {"float_base": one["effect"], "quantized_base": None},
         },
         "task": None if values["task"] is None else {"metric": "f1"} | one["task"],
@@ -53,10 +54,16 @@ def test_a_gate_can_be_switched_off() -> None:
 
 
 def test_without_an_adapter_or_a_task_there_is_nothing_to_judge() -> None:
-    found = figures(adapter=None, task=None)
+    found = figures(task=None) | {"retention": None}
     gates = {verdict.gate for verdict in judge(Gates(min_task_metric=0.4), found)}
     assert gates == {"max_kl", "min_top1", "max_perplexity_ratio"}
-    assert failed(Gates(), found | {"retention": None}) == []
+
+
+def test_an_adapter_that_changes_next_to_nothing_is_said_not_to_be_judged() -> None:
+    found = figures(adapter=None, adapter_kl=0.001)
+    (verdict,) = (v for v in judge(Gates(), found) if v.gate == "min_retention")
+    assert verdict.passed and verdict.figure is None
+    assert "not judged" in verdict.note and "0.001" in verdict.note
 
 
 @pytest.mark.parametrize(
