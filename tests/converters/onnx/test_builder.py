@@ -87,16 +87,18 @@ def test_embedding_reads_the_8_bit_head(tiny_model: Path) -> None:
     assert 0 < relative_error(artifact, tiny_model) < 0.05
 
 
-def test_stop_ids_are_the_models_and_stop(tiny_model: Path, tmp_path: Path) -> None:
-    """The builder takes <|im_start|>, id 1, for the end of a turn; the model ends with id 2."""
-    asked = request(tiny_model, "fp32", onnx=OnnxOptions(exporter="builder"))
+def test_stop_ids_are_the_models_own(tmp_path: Path) -> None:
+    """The builder also stops at what config.json names, here the opening of a turn, id 1."""
+    model = save_model(tmp_path / "model", "llama", tied=True, eos_token_id=1)
+    (model / "generation_config.json").unlink()  # which would have the builder forget the 1
+    asked = request(model, "fp32", onnx=OnnxOptions(exporter="builder"))
     (tmp_path / "raw").mkdir()
     BuilderWriter().write(asked, settle("fp32", OnnxOptions(), tied=True), tmp_path / "raw")
     raw = json.loads((tmp_path / "raw" / "genai_config.json").read_text())["model"]
-    assert raw["eos_token_id"] != [2], "the builder was mended: the repair can go"
-    artifact = exported(tiny_model, "fp32", "builder")
+    assert raw["eos_token_id"] == [2, 1], "the builder was mended: the repair can go"
+    artifact = exported(model, "fp32", "builder")
     made = json.loads((artifact.path / "genai_config.json").read_text())["model"]
-    assert made["eos_token_id"] in (2, [2])
+    assert made["eos_token_id"] == [2]
     for engine in ("onnxruntime", "ort-genai"):
         session = get_runtime(engine).load(artifact, SETTINGS)
         assert session.stop_ids == {2}
