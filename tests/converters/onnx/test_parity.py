@@ -5,13 +5,11 @@ Sliding windows are shorter than the text, and models have every kind of layer o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from _pytest.mark import ParameterSet
 
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.runtimes import SessionSettings, get_runtime
@@ -67,15 +65,16 @@ STEPS = tuple(range(200, POSITIONS))
 """One token at a time: onnxruntime's CPU attention takes no more of a batch that has a past."""
 
 
-def _pairs() -> Iterator[ParameterSet]:
-    for name in CASES:
-        if name != "granite":
-            yield pytest.param("stream", name)
-        if name in BUILT:
-            yield pytest.param("builder", name, marks=() if name == FAST else pytest.mark.e2e)
-
-
-@pytest.mark.parametrize(("exporter", "name"), list(_pairs()))
+@pytest.mark.parametrize(
+    ("exporter", "name"),
+    [
+        *(pytest.param("stream", name) for name in CASES if name != "granite"),
+        *(
+            pytest.param("builder", name, marks=() if name == FAST else pytest.mark.e2e)
+            for name in BUILT
+        ),
+    ],
+)
 def test_graph_equals_torch(tmp_path: Path, exporter: str, name: str) -> None:
     family, options = CASES[name]
     model = save_model(tmp_path / "model", family, **options)
