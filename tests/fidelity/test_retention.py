@@ -21,17 +21,23 @@ TARGETS = CHANGE.argmax(axis=1)
 
 
 def compared(logits: np.ndarray, *, beside_base: bool = True) -> TokenDivergence:
-    base = log_softmax(BASE) if beside_base else None
-    return diverge_rows(log_softmax(MERGED), logits.astype(np.float32), TARGETS, base=base)
+    """Of the first tokens, as many as there are rows."""
+    part = slice(len(logits))
+    base = log_softmax(BASE[part]) if beside_base else None
+    merged = log_softmax(MERGED[part])
+    return diverge_rows(merged, logits.astype(np.float32), TARGETS[part], base=base)
 
 
-def retention_of(logits: np.ndarray, quantized: np.ndarray | None) -> Retention:
+def retention_of(
+    logits: np.ndarray, quantized: np.ndarray | None, *, lossless: bool = False
+) -> Retention:
     return measure_retention(
         score_rows(log_softmax(MERGED), TARGETS),
         compared(BASE, beside_base=False),
         compared(logits),
         None if quantized is None else compared(quantized),
         SEQUENCES,
+        lossless=lossless,
     )
 
 
@@ -72,14 +78,7 @@ def test_under_bits_that_cost_more_only_clear_losses_count(share: float, sound: 
 def test_another_base_is_told_by_what_the_bits_do_not_explain() -> None:
     """Its weights differ a little everywhere: the adapter's effect is there, with noise."""
     other = RANDOM.normal(0, 0.25, BASE.shape)
-    found = measure_retention(
-        score_rows(log_softmax(MERGED), TARGETS),
-        compared(BASE, beside_base=False),
-        compared(MERGED + other),
-        None,
-        SEQUENCES,
-        lossless=True,
-    )
+    found = retention_of(MERGED + other, None, lossless=True)
     assert found.effect.value == pytest.approx(1, abs=0.02)
     assert found.adapter is not None and found.adapter < 0.6
 
@@ -95,18 +94,8 @@ def test_an_adapter_that_changes_nothing_is_not_judged() -> None:
 
 
 def test_the_quantized_base_may_be_of_the_beginning_alone() -> None:
-    part = slice(TOKENS // 2)
     all_of_it = retention_of(MERGED + BITS, BASE + BITS)
-    plain = diverge_rows(
-        log_softmax(MERGED[part]), (BASE + BITS)[part], TARGETS[part], base=log_softmax(BASE[part])
-    )
-    kept = measure_retention(
-        score_rows(log_softmax(MERGED), TARGETS),
-        compared(BASE, beside_base=False),
-        compared(MERGED + BITS),
-        plain,
-        SEQUENCES,
-    )
+    kept = retention_of(MERGED + BITS, (BASE + BITS)[: TOKENS // 2])
     assert kept.kl == all_of_it.kl and kept.effect == all_of_it.effect
     for found, expected in (
         (kept.bits_kl, all_of_it.bits_kl),
