@@ -14,8 +14,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeadapt.console import log
-
 
 class Gates(BaseModel):
     """What an artifact has to keep to; null switches a gate off."""
@@ -116,7 +114,6 @@ def _retained(limit: float, retention: Mapping[str, Any]) -> Verdict:
             "from the base) for shares of it to be told; give held-out text of what it was "
             "trained for"
         )
-        log.warning("min_retention: %s", note)
         return Verdict("min_retention", None, limit, True, note)
     return _at_least("min_retention", retention["adapter"], limit, _explain(retention["effect"]))
 

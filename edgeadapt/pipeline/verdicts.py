@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.artifact import Artifact
+from edgeadapt.console import log
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import GateFailure
 from edgeadapt.fidelity.gates import Gates, Verdict, judge, verdict_record
@@ -33,6 +34,9 @@ def judged_record(
         others: verdicts that do not come from these figures, such as `parity`'s.
     """
     verdicts = judge(gates, figures, others)
+    for verdict in verdicts:
+        if verdict.passed and verdict.note:  # it was not judged
+            log.warning("%s: %s", artifact.path.name, verdict)
     record = figures | verdict_record(verdicts)
     failed = [str(verdict) for verdict in verdicts if not verdict.passed]
     better = None
