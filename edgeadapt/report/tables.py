@@ -188,7 +188,7 @@ def _retention(judged: list[Judged]) -> Table:
         "plain base in the artifact's quantization. Gain kept: share of the gain in log "
         "perplexity. Effect: how far the artifact went from the base to the merged model, apart "
         "from what the bits add; 100% is all of the adapter, 0% none. Bits KL: what the "
-        "quantization costs the plain base.",
+        "quantization costs the plain base, which is run over the beginning of the text alone.",
         frozenset({2, 3, 4, 5, 6}),
     )
 
