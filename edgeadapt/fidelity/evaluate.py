@@ -23,7 +23,7 @@ from edgeadapt.fidelity.metrics import (
 )
 from edgeadapt.fidelity.models import ReferenceModel, State
 from edgeadapt.fidelity.quantized_base import FLOAT, quantized_base, stored_as
-from edgeadapt.fidelity.references import Reference, find_reference, sequence_numbers, targets
+from edgeadapt.fidelity.references import Reference, find_references, sequence_numbers, targets
 from edgeadapt.fidelity.retention import measure_retention
 from edgeadapt.fidelity.task import Task, measure_task
 from edgeadapt.files import atomic_file
@@ -99,12 +99,10 @@ def prepare(
         InputError: a model cannot be used, or the disk has no room.
         RuntimeFailure: torch failed.
     """
-    found = {
-        state: find_reference(models[state], encoded, threads=threads)
-        for state in states
-        if state in models
-    }
-    return Yardstick(models["base"].base, encoded, found)
+    wanted = {state: models[state] for state in states if state in models}
+    return Yardstick(
+        models["base"].base, encoded, find_references(wanted, encoded, threads=threads)
+    )
 
 
 def evaluate(

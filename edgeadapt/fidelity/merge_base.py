@@ -26,7 +26,7 @@ from edgeadapt.fidelity.compare import Engine
 from edgeadapt.fidelity.gates import Verdict, verdict_record
 from edgeadapt.fidelity.metrics import diverge_rows, exponential, mean
 from edgeadapt.fidelity.models import live_model
-from edgeadapt.fidelity.references import Reference, find_reference, sequence_numbers, targets
+from edgeadapt.fidelity.references import Reference, find_references, sequence_numbers, targets
 from edgeadapt.fidelity.task import Task, measure_task
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.merge import merge_to_folder
@@ -230,10 +230,7 @@ def _measured(
     )
     live = live_model(base, adapter, settings.trained_on)
     models = {"live": live} | {onto: replace(live, state="merged", onto=onto) for onto in wanted}
-    references = {
-        name: find_reference(model, held_out, threads=settings.threads)
-        for name, model in models.items()
-    }
+    references = find_references(models, held_out, threads=settings.threads)
     figures = compare_merges(references, held_out)
     best = min(wanted, key=lambda onto: figures[onto]["perplexity"]["value"])
     told = None

@@ -8,14 +8,15 @@ less than 1e-6 nats.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ from edgeadapt.fidelity.models import ReferenceModel, load
 from edgeadapt.files import atomic_folder, cache_dir, check_disk, sha256_json, write_json
 from edgeadapt.jobs import available_threads
 from edgeadapt.worker import Progress, run_job
+
+Name = TypeVar("Name", bound=str)
 
 _LOG_PROBS, _SCORES, _RECORD = "log_probs.npy", "scores.npz", "reference.json"
 _VERSION = 1
@@ -83,27 +86,37 @@ def targets(encoded: Sequence[Encoded]) -> IntArray:
     )
 
 
-def find_reference(
-    model: ReferenceModel, encoded: Sequence[Encoded], *, threads: int | None = None
-) -> Reference:
-    """A reference from the cache, or computed in a child process and put there.
+def find_references(
+    models: Mapping[Name, ReferenceModel], encoded: Sequence[Encoded], *, threads: int | None = None
+) -> dict[Name, Reference]:
+    """References from the cache; those that it lacks are computed in one child process.
 
     Args:
-        model: what to run.
+        models: what to run, under any names.
         encoded: held-out text; its scored tokens count.
         threads: of torch; by default the cores that there are.
 
     Raises:
-        InputError: the disk has no room for it, or the model cannot be used.
+        InputError: the disk has no room for them, or a model cannot be used.
         RuntimeFailure: the child died or failed.
     """
-    identity = model.identity() | {"text": text_hash(encoded), "version": _VERSION}
-    folder = cache_dir() / "references" / sha256_json(identity)[:24]
-    if not folder.is_dir():
-        _compute(model, encoded, folder, identity, threads or available_threads())
-        _prune(folder.parent)
-    os.utime(folder)  # the cache keeps what was used last
-    return Reference.open(folder)
+    cache, text = cache_dir() / "references", text_hash(encoded)
+    identities = {
+        name: model.identity() | {"text": text, "version": _VERSION}
+        for name, model in models.items()
+    }
+    folders = {name: cache / sha256_json(who)[:24] for name, who in identities.items()}
+    missing = {
+        folder: _Wanted(models[name], folder, identities[name])
+        for name, folder in folders.items()
+        if not folder.is_dir()
+    }
+    if missing:
+        _compute(list(missing.values()), encoded, threads or available_threads())
+        _prune(cache)
+    for folder in folders.values():
+        os.utime(folder)  # the cache keeps what was used last
+    return {name: Reference.open(folder) for name, folder in folders.items()}
 
 
 def _prune(cache: Path) -> None:
@@ -119,39 +132,55 @@ def _prune(cache: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compute(
-    model: ReferenceModel,
-    encoded: Sequence[Encoded],
-    folder: Path,
-    identity: dict[str, Any],
-    threads: int,
-) -> None:
-    onto = " onto the quantized base" if model.onto == "quantized" else ""
-    title = f"reference of the {model.state} model{onto} (torch)"
-    with atomic_folder(folder, overwrite=True) as partial:
+@dataclass(frozen=True)
+class _Wanted:
+    """A reference that the cache lacks."""
+
+    model: ReferenceModel
+    folder: Path
+    identity: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        onto = " onto the quantized base" if self.model.onto == "quantized" else ""
+        return f"{self.model.state} model{onto}"
+
+
+def _compute(missing: Sequence[_Wanted], encoded: Sequence[Encoded], threads: int) -> None:
+    """Fill the folders of references, all or none."""
+    title = f"reference of the {' and the '.join(wanted.title for wanted in missing)} (torch)"
+    with contextlib.ExitStack() as stack:
+        partial = [
+            stack.enter_context(atomic_folder(wanted.folder, overwrite=True)) for wanted in missing
+        ]
         payload = {
             "runtime": "torch",
-            "model": model.record(),
+            "models": [
+                {"model": wanted.model.record(), "out": str(folder)}
+                for wanted, folder in zip(missing, partial, strict=True)
+            ],
             "sequences": [{"ids": e.ids, "counts": e.scored} for e in encoded],
             "threads": threads,
-            "out": str(partial),
         }
-        with progress(title, len(encoded), "sequences") as advance:
+        with progress(title, len(missing) * len(encoded), "sequences") as advance:
             run_job("reference", payload, on_progress=advance)
-        scores = Reference.open(partial).scores
-        perplexity = exponential(mean(scores.nll, sequence_numbers(encoded)))
-        write_json(partial / _RECORD, {"identity": identity, "perplexity": perplexity.record()})
-    log.info("%s: perplexity %.2f", title, perplexity.value)
+        for wanted, folder in zip(missing, partial, strict=True):
+            scores = Reference.open(folder).scores
+            perplexity = exponential(mean(scores.nll, sequence_numbers(encoded))).record()
+            write_json(folder / _RECORD, {"identity": wanted.identity, "perplexity": perplexity})
+            log.info("%s in torch: perplexity %.2f", wanted.title, perplexity["value"])
 
 
 def run_reference(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
-    """The `reference` job, in the child: fills the folder `out`."""
+    """The `reference` job, in the child: fills the folder `out` of each of `models`."""
     torch = need_torch_sharing_cores("computing a reference")
     torch.set_num_threads(payload["threads"])
     encoded = [Encoded(sequence["ids"], sequence["counts"]) for sequence in payload["sequences"]]
-    with torch.no_grad():
-        model = load(ReferenceModel.from_record(payload["model"]))
-        write_reference(model, encoded, Path(payload["out"]), advance)
+    for wanted in payload["models"]:
+        with torch.no_grad():
+            model = load(ReferenceModel.from_record(wanted["model"]))
+            write_reference(model, encoded, Path(wanted["out"]), advance)
+            del model  # before the next one is loaded
     return {}
 
 

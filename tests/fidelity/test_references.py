@@ -12,7 +12,7 @@ import pytest
 from edgeadapt.fidelity import references
 from edgeadapt.fidelity.metrics import log_softmax
 from edgeadapt.fidelity.models import ReferenceModel, reference_models
-from edgeadapt.fidelity.references import find_reference, sequence_numbers, targets, text_hash
+from edgeadapt.fidelity.references import find_references, sequence_numbers, targets, text_hash
 from tests.fidelity.conftest import World
 
 
@@ -51,7 +51,7 @@ def test_the_live_model_of_a_float_base_equals_the_merged_one(
     monkeypatch.setenv("EDGEADAPT_CACHE", str(world.folder / "cache"))
     model = reference_models(world.base, world.adapter)["live"]
     assert model.held_as == "float32"
-    live = find_reference(model, world.encoded, threads=1)
+    live = find_references({"live": model}, world.encoded, threads=1)["live"]
     merged = world.yardstick.reference
     np.testing.assert_allclose(live.scores.nll, merged.scores.nll, atol=1e-4)
 
@@ -64,10 +64,10 @@ def test_a_reference_is_computed_once(world: World, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(references, "_compute", refuse)
     model = ReferenceModel("base", world.base)
-    found = find_reference(model, world.encoded)
+    found = find_references({"any": model}, world.encoded)["any"]
     assert found.folder == world.yardstick.references["base"].folder
     with pytest.raises(AssertionError, match="computed again"):
-        find_reference(model, world.encoded[:-1])
+        find_references({"any": model}, world.encoded[:-1])
 
 
 def test_the_cache_keeps_what_was_used_last(
