@@ -72,10 +72,11 @@ if TYPE_CHECKING:
 )
 @onnx_options
 @click.option(
-    "--parity/--no-parity", default=False, show_default=True,
+    "--parity/--no-parity", default=None,
     help="See that template and tokenizer in it make the original's tokens, on each installed "
-    "runtime; else nothing is written and the exit code is 1. Takes some seconds and transformers; "
-    "`run` and `evaluate` do it always.",
+    "runtime; else nothing is written and the exit code is 1. Default: the original is read by "
+    "tokenizers, and by transformers only if something differs; --parity: by transformers at once, "
+    "as in `run` and `evaluate`, which takes some seconds.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
@@ -100,7 +101,7 @@ def command(
     max_size: str | None,
     split_max_size: str | None,
     onnx: OnnxOptions,
-    parity: bool,
+    parity: bool | None,
     dry_run: bool,
     threads: int | None,
     out: Path,
@@ -163,10 +164,10 @@ def command(
         plan = plan_export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
         _report_plan(plan, out, as_json, allocation)
         return
-    gate = ParityGate(model.folder)
+    gate = ParityGate(model.folder, quick=parity is None)
     artifact = export(
         model, format_, quant, out, threads=threads, options=options, onnx=onnx,
-        check=gate if parity else None,
+        check=None if parity is False else gate,
     )  # fmt: skip
     _report(
         artifact.path, artifact.size_bytes, format_, artifact.quantization, reason,

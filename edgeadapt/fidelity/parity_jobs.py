@@ -1,4 +1,4 @@
-"""What parity asks in child processes: of the Hugging Face tokenizer, and of each engine.
+"""What parity asks in child processes: of the original tokenizer, and of each engine.
 
 A case is a JSON object with a `name` and either `messages` and `tools`, or `text`. Its answer has
 `text` and `ids`, or `error`. Conversations are rendered to where an answer begins and tokenized
@@ -7,18 +7,24 @@ with nothing added; plain text is tokenized with what the tokenizer puts around 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.errors import EdgeAdaptError
-from edgeadapt.extras import need
 from edgeadapt.fidelity.chats import ODDITIES, TURN, conversations
+from edgeadapt.fidelity.original_text import OriginalText, TokenizersText, TransformersText
 from edgeadapt.files import read_json
 from edgeadapt.runtimes.base import EngineText
 from edgeadapt.runtimes.registry import get_runtime
 from edgeadapt.worker import Progress
+
+READERS: dict[str, Callable[[Path], OriginalText]] = {
+    "transformers": TransformersText,
+    "tokenizers": TokenizersText,
+}
+"""What reads the original's folder, by the library that does it."""
 
 _TOKENS_IN_A_TEXT = 64
 """Tokens of the vocabulary in one text."""
@@ -27,90 +33,75 @@ _MOST_ADDED = 512
 
 
 def run_original(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """The `parity-original` job: what transformers makes of every case, and its special tokens."""
-    transformers = need("transformers", "checking the shipped tokenizer against the original")
-    transformers.utils.logging.set_verbosity_error()
+    """The `parity-original` job: what the original makes of every case, and its special tokens."""
     folder = Path(payload["folder"])
-    # tokenizer.json is what training read; AutoTokenizer may build another from its parts.
-    exact = (folder / "tokenizer.json").is_file()
-    kind = transformers.PreTrainedTokenizerFast if exact else transformers.AutoTokenizer
-    tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    cases = list(_cases(tokenizer))
-    answers = [_original(tokenizer, case) for case in cases]
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    added = {int(i): token.special for i, token in tokenizer.added_tokens_decoder.items()}
+    original = READERS[payload["reader"]](folder)
+    cases = list(_cases(original))
     return {
         "cases": cases,
-        "answers": answers,
-        "bos_id": tokenizer.bos_token_id,
-        "eos_id": tokenizer.eos_token_id,
-        "stop_ids": _stop_ids(folder, tokenizer),
-        "end_of_turn": _end_of_turn(tokenizer, added),
-        "special_ids": sorted(i for i, special in added.items() if special),
-        "tokens": tokens,
+        "answers": [_original(original, case) for case in cases],
+        "bos_id": original.bos_id,
+        "eos_id": original.eos_id,
+        "stop_ids": _stop_ids(folder, original),
+        "end_of_turn": _end_of_turn(original),
+        "special_ids": [index for index, token in original.added.items() if token.special],
+        "tokens": original.tokens(),
     }
 
 
-def _cases(tokenizer: Any) -> Iterator[dict[str, Any]]:
+def _cases(original: OriginalText) -> Iterator[dict[str, Any]]:
     """Conversations, odd texts, every added token, and texts of the whole vocabulary."""
-    if tokenizer.chat_template:
+    if original.has_template:
         yield from conversations()
     for name, text in ODDITIES.items():
         yield {"name": name, "text": text}
-    added = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    added = [token.text for token in original.added.values()]
     step = max(1, len(added) // _MOST_ADDED)
     for token in added[::step]:
         yield {"name": f"added token {token}", "text": f"a{token} b {token}{token}c"}
-    if tokenizer.chat_template and added:
+    if original.has_template and added:
         text = " ".join(added[::step][:32])
         messages = [{"role": "user", "content": f"Say {text} twice."}]
         yield {"name": "chat of added tokens", "messages": messages, "tools": None}
-    words = [tokenizer.decode([index]) for index in range(len(tokenizer))]
+    words = original.decode_each(range(original.size))
     words = [word for word in words if word and "\ufffd" not in word and "\0" not in word]
     for start in range(0, len(words), _TOKENS_IN_A_TEXT):
         text = "\n".join(words[start : start + _TOKENS_IN_A_TEXT])
         yield {"name": f"vocabulary from word {start}", "text": text}
 
 
-def _original(tokenizer: Any, case: dict[str, Any]) -> dict[str, Any]:
+def _original(original: OriginalText, case: dict[str, Any]) -> dict[str, Any]:
     if "messages" not in case:
-        return {"text": case["text"], "ids": _ids(tokenizer, case["text"], special=True)}
+        return {"text": case["text"], "ids": original.encode(case["text"], special=True)}
     try:
-        text = tokenizer.apply_chat_template(
-            case["messages"], tools=case["tools"], tokenize=False, add_generation_prompt=True
-        )
+        text = original.render(case["messages"], case["tools"], answer_follows=True)
     except Exception as error:  # a template may raise anything: it rejects the conversation
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"text": text, "ids": _ids(tokenizer, text, special=False)}
+    return {"text": text, "ids": original.encode(text, special=False)}
 
 
-def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
-    return ids
-
-
-def _stop_ids(folder: Path, tokenizer: Any) -> list[int]:
+def _stop_ids(folder: Path, original: OriginalText) -> list[int]:
     """What ends a generation in transformers: generation_config.json, and the tokenizer's EOS."""
     path = folder / "generation_config.json"
     value = read_json(path).get("eos_token_id") if path.is_file() else None
     found = set(value if isinstance(value, list) else [] if value is None else [value])
-    if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
+    if original.eos_id is not None:
+        found.add(original.eos_id)
     return sorted(found)
 
 
-def _end_of_turn(tokenizer: Any, added: dict[int, bool]) -> int | None:
+def _end_of_turn(original: OriginalText) -> int | None:
     """The added token that the template puts right after an answer, if it is one."""
-    if not tokenizer.chat_template:
+    if not original.has_template:
         return None
     turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": TURN}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = original.render(turns, None, answer_follows=False)
     except Exception:  # a template may raise anything: then there is no telling
         return None
     _, found, rest = text.rpartition(TURN)
-    ids = _ids(tokenizer, rest.lstrip(), special=False) if found else []
-    return ids[0] if ids and ids[0] in added else None
+    ids = original.encode(rest.lstrip(), special=False) if found else []
+    return ids[0] if ids and ids[0] in original.added else None
 
 
 def run_engine(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:

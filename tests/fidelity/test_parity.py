@@ -16,7 +16,10 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.cli import cli
 from edgeadapt.errors import GateFailure
 from edgeadapt.export import export, open_model
+from edgeadapt.fidelity import parity
 from edgeadapt.fidelity.parity import ParityGate, ParityReport, check_parity
+from edgeadapt.fidelity.parity_jobs import run_original
+from edgeadapt.worker import run_job
 from tests.converters.gguf.test_vocab import bpe_record, model_with
 from tests.onnx_folders import exported
 
@@ -224,10 +227,75 @@ def test_export_says_which_gate_failed(tiny_model: Path, tmp_path: Path) -> None
     assert not document["passed"]
     assert "two BOS tokens" in document["failures"][0]
     assert list(out.parent.iterdir()) == []
-    again = CliRunner().invoke(cli, [*(str(a) for a in arguments), "--json"])
+    unasked = CliRunner().invoke(cli, [*(str(a) for a in arguments), "--json"])
+    assert unasked.exit_code == 1
+    assert list(out.parent.iterdir()) == []
+    again = CliRunner().invoke(cli, [*(str(a) for a in arguments), "--json", "--no-parity"])
     assert again.exit_code == 0, again.stderr
     assert json.loads(again.stdout)["parity"]["checked"] is False
     assert out.is_file()
+
+
+def readers_asked(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[str]:
+    """A list that fills with what is asked of the original from now on, nothing being cached."""
+    asked: list[str] = []
+
+    def spy(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+        if kind == "parity-original":
+            asked.append(payload["reader"])
+        return run_job(kind, payload)
+
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(cache))
+    monkeypatch.setattr(parity, "run_job", spy)
+    return asked
+
+
+def test_the_quick_check_asks_transformers_only_where_something_differs(
+    tiny_model: Path, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = readers_asked(monkeypatch, tmp_path / "cache")
+    good = Artifact(tiny_gguf, "gguf", "F32")
+    assert check_parity(good, tiny_model, quick=True).mismatches == {"llama-cpp": []}
+    assert asked == ["tokenizers"]
+    folder = broken(tiny_model, swapped, tmp_path)
+    bad = export(replace(open_model(str(tiny_model)), folder=folder), "gguf", "F16", tmp_path / "b")
+    assert "tokens" in kinds(check_parity(bad, tiny_model, quick=True), "llama-cpp")
+    assert asked == ["tokenizers", "transformers"]
+    assert check_parity(good, tiny_model, quick=True).passed
+    assert asked == ["tokenizers", "transformers"]
+
+
+def test_transformers_has_the_last_word(
+    tiny_model: Path, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An added token that only tokenizer_config.json names is one for transformers alone."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    record = json.loads((folder / "tokenizer.json").read_text())
+    last = record["added_tokens"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    known = {str(last["id"]): {k: v for k, v in last.items() if k != "id"}}
+    edit(folder / "tokenizer_config.json", lambda r: r.update(added_tokens_decoder=known))
+    asked = readers_asked(monkeypatch, tmp_path / "cache")
+    report = check_parity(Artifact(tiny_gguf, "gguf", "F32"), folder, quick=True)
+    assert asked == ["tokenizers", "transformers"]
+    assert report.passed, report.record()
+
+
+@pytest.mark.parametrize("template", [None, WITH_BOS])
+def test_tokenizers_answers_as_transformers_does(
+    template: str | None, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    if template is not None:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        edit(folder / "tokenizer_config.json", lambda r: r.update(chat_template=template))
+    quick, exact = (
+        run_original({"folder": str(folder), "reader": reader}, lambda _: None)
+        for reader in ("tokenizers", "transformers")
+    )
+    assert quick == exact
 
 
 def test_without_an_engine_it_says_that_nothing_was_checked(tiny_model: Path) -> None:
