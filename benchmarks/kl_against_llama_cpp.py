@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from edgeadapt.adapters import parse_adapters
 from edgeadapt.artifact import open_artifact
 from edgeadapt.base_model import resolve_base
 from edgeadapt.fidelity.compare import Engine, compare
@@ -108,7 +109,10 @@ def main() -> None:
     options = parser.parse_args()
 
     subject = Subject(
-        resolve_base(options.base), options.adapter, data=options.text, examples=options.windows
+        resolve_base(options.base),
+        parse_adapters([options.adapter] if options.adapter else []),
+        data=options.text,
+        examples=options.windows,
     )
     settings = Settings(threads=options.threads, window=options.window)
     yardstick = yardstick_of(subject, settings)

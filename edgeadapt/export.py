@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from edgeadapt import __version__
 from edgeadapt.adapters import (
+    AdapterGiven,
     AdapterSpec,
     low_rank_updates,
     parse_adapters,
@@ -48,7 +49,7 @@ class ModelToExport:
 
 def open_model(
     base: str,
-    adapter: Path | Sequence[str | Path] | None = None,
+    adapter: Path | Sequence[AdapterGiven] | None = None,
     *,
     revision: str | None = None,
     any_base: bool = False,

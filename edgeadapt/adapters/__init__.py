@@ -3,10 +3,11 @@
 from edgeadapt.adapters.merged import merged_source
 from edgeadapt.adapters.separate import low_rank_updates
 from edgeadapt.adapters.spec import AdapterSpec, read_spec
-from edgeadapt.adapters.stack import AdapterChoice, parse_adapters, stacked_source
+from edgeadapt.adapters.stack import AdapterChoice, AdapterGiven, parse_adapters, stacked_source
 
 __all__ = [
     "AdapterChoice",
+    "AdapterGiven",
     "AdapterSpec",
     "low_rank_updates",
     "merged_source",

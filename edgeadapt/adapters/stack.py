@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from edgeadapt.adapters.merged import MergedSource, merged_source
 from edgeadapt.adapters.separate import not_plain_lora
@@ -23,8 +24,11 @@ class AdapterChoice:
     weight: float | None = None
 
 
-def parse_adapters(given: Sequence[str | Path]) -> tuple[AdapterChoice, ...]:
-    """Adapters as the command line names them: `PATH`, or `PATH=WEIGHT`.
+AdapterGiven: TypeAlias = str | Path | AdapterChoice
+
+
+def parse_adapters(given: Sequence[AdapterGiven]) -> tuple[AdapterChoice, ...]:
+    """Adapters as the command line names them: `PATH`, or `PATH=WEIGHT`; or chosen already.
 
     Raises:
         InputError: a weight is no number, or only some adapters have one, or one comes twice.
@@ -40,7 +44,9 @@ def parse_adapters(given: Sequence[str | Path]) -> tuple[AdapterChoice, ...]:
     return choices
 
 
-def _parse(given: str | Path) -> AdapterChoice:
+def _parse(given: AdapterGiven) -> AdapterChoice:
+    if isinstance(given, AdapterChoice):
+        return given
     path = Path(given)
     if isinstance(given, Path) or path.exists() or "=" not in given:
         return AdapterChoice(path)

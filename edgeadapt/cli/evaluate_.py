@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True, type=Path)
 @click.option("--reference", metavar="RUN", type=Path, help="Folder of a run, such as runs/demo.")
 @click.option("--base", metavar="B", help="In place of a run: what the artifacts were made from.")
-@click.option("--adapter", metavar="DIR", type=Path, help="With --base: the adapter in them.")
+@click.option(
+    "--adapter", metavar="DIR[=WEIGHT]", multiple=True,
+    help="With --base: the adapter in them; repeatable, and weighted as in export.",
+)  # fmt: skip
 @click.option(
     "--merge-onto", type=click.Choice(["original", "quantized"]),
     help="What the adapter in them was merged onto. Default: as in the run, else original.",
@@ -62,7 +65,7 @@ def command(
     artifacts: tuple[Path, ...],
     reference: Path | None,
     base: str | None,
-    adapter: Path | None,
+    adapter: tuple[str, ...],
     merge_onto: MergeBase | None,
     trained_on: str | None,
     data: str | None,
@@ -119,16 +122,21 @@ def command(
     raise_failures(document["failures"])
 
 
-def _subject(run: Path | None, base: str | None, adapter: Path | None, data: str | None) -> Subject:
+def _subject(
+    run: Path | None, base: str | None, adapter: tuple[str, ...], data: str | None
+) -> Subject:
+    from edgeadapt.adapters import parse_adapters
     from edgeadapt.base_model import resolve_base
     from edgeadapt.data.source import resolve_data
     from edgeadapt.pipeline.evaluation import Subject, subject_of_run
 
     if (run is None) == (base is None):
         raise InputError("give --reference RUN, or --base B with --adapter and --data")
-    if run is not None and adapter is not None:
+    if run is not None and adapter:
         raise InputError("the run names its adapter; give --adapter with --base only")
-    subject = subject_of_run(run) if run else Subject(resolve_base(str(base)), adapter)
+    subject = (
+        subject_of_run(run) if run else Subject(resolve_base(str(base)), parse_adapters(adapter))
+    )
     if data is None:
         return subject
     path, held_out = resolve_data(data)

@@ -21,12 +21,14 @@ from edgeadapt.fidelity.metrics import (
     mean,
     summarize,
 )
-from edgeadapt.fidelity.models import ReferenceModel, State
+from edgeadapt.fidelity.models import ReferenceModel, State, texts_folder
 from edgeadapt.fidelity.quantized_base import FLOAT, quantized_base, stored_as
 from edgeadapt.fidelity.references import Reference, find_references, sequence_numbers, targets
 from edgeadapt.fidelity.retention import measure_retention
 from edgeadapt.fidelity.task import Task, measure_task
+from edgeadapt.fidelity.text import within
 from edgeadapt.files import atomic_file
+from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.tokenizer import ModelTokenizer
 
 
@@ -38,7 +40,11 @@ class Yardstick:
     """
 
     base_folder: Path
+    texts: Path
+    """Folder of the tokenizer and chat template that ship."""
     encoded: Sequence[Encoded]
+    plain_encoded: Sequence[Encoded]
+    """The same text as the plain base reads it, which lacks the tokens that an adapter added."""
     references: dict[State, Reference]
 
     @property
@@ -62,7 +68,7 @@ class Yardstick:
         merged, base = self.references["merged"], self.references["base"]
         stored = merged.folder / f"kl-of-{base.folder.name}.npy"
         if not stored.is_file():
-            kl = diverge_rows(merged.log_probs, base.log_probs, targets(self.encoded)).kl
+            kl = diverge_rows(merged.log_probs, base.log_probs, targets(self.plain_encoded)).kl
             with atomic_file(stored, overwrite=True) as partial, partial.open("wb") as file:
                 np.save(file, kl)
         return TokenDivergence(base.scores, np.load(stored))
@@ -99,10 +105,15 @@ def prepare(
         InputError: a model cannot be used, or the disk has no room.
         RuntimeFailure: torch failed.
     """
+    base = models["base"].base
+    plain = within(encoded, SafetensorsSource(base).config["vocab_size"])
     wanted = {state: models[state] for state in states if state in models}
-    return Yardstick(
-        models["base"].base, encoded, find_references(wanted, encoded, threads=threads)
-    )
+    references: dict[State, Reference] = {}
+    if plain is not encoded and "base" in wanted:
+        only: dict[State, ReferenceModel] = {"base": wanted.pop("base")}
+        references |= find_references(only, plain, threads=threads)
+    references |= find_references(wanted, encoded, threads=threads)
+    return Yardstick(base, texts_folder(models), encoded, plain, references)
 
 
 def evaluate(
@@ -113,7 +124,6 @@ def evaluate(
     threads: int | None = None,
     timeout_s: float | None = None,
     task: Task | None = None,
-    tokenizer: ModelTokenizer | None = None,
     with_quantized_base: bool = True,
     others: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -126,7 +136,6 @@ def evaluate(
         threads: by default the cores that there are.
         timeout_s: give up a child process after so many seconds.
         task: the user's own measure, if there is one.
-        tokenizer: the model's, for the task; by default the base's.
         with_quantized_base: also quantize and run the plain base, to tell what the bits cost.
         others: runtimes that the artifact will be measured on later, to save work then.
 
@@ -145,7 +154,7 @@ def evaluate(
         plain = None
         if with_quantized_base:
             plain = quantized_base(
-                yardstick.base_folder, artifact, yardstick.encoded, yardstick.reference, base,
+                yardstick.base_folder, artifact, yardstick.plain_encoded, yardstick.reference, base,
                 engine=engine, others=others,
             )  # fmt: skip
         retention = measure_retention(
@@ -154,7 +163,7 @@ def evaluate(
         )  # fmt: skip
     result = None
     if task is not None:
-        tokenizer = tokenizer or ModelTokenizer.from_folder(yardstick.base_folder)
+        tokenizer = ModelTokenizer.from_folder(yardstick.texts)
         result = measure_task(artifact.path, task, tokenizer, engine=engine, label=label)
     fidelity = summarize(yardstick.reference.scores, divergence, yardstick.sequences)
     return {

@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeadapt.adapters import AdapterChoice, AdapterGiven, parse_adapters, read_spec
 from edgeadapt.adapters.held import HELD_AS
-from edgeadapt.adapters.spec import adapter_identity, read_spec
+from edgeadapt.adapters.spec import adapter_identity
+from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.base_model import base_hash
 from edgeadapt.errors import InputError
 from edgeadapt.export import MergeBase, open_model
@@ -31,8 +34,8 @@ class ReferenceModel:
     state: State
     base: Path
     """A Hugging Face folder."""
-    adapter: Path | None = None
-    """A PEFT adapter folder; none for the base, and for a model that was trained whole."""
+    adapters: tuple[AdapterChoice, ...] = ()
+    """PEFT adapter folders; none for the base, and for a model that was trained whole."""
     held_as: str = "float32"
     """How training held the base: nf4, nf4-double, ..., bfloat16, float16, float32."""
     onto: MergeBase = "original"
@@ -44,36 +47,37 @@ class ReferenceModel:
         return {
             "state": "live" if self.state == "live" else "float32",
             "base": base_hash(self.base),
-            "adapter": self.adapter and adapter_identity(self.adapter),
+            "adapters": [[adapter_identity(one.path), one.weight] for one in self.adapters],
             "held_as": self.held_as if held else "float32",
             "versions": {name: _version(name) for name in _TOOLS},
         }
 
     def record(self) -> dict[str, Any]:
         """As JSON, to be read by `from_record` in another process."""
-        adapter = self.adapter and str(self.adapter)
-        return asdict(self) | {"base": str(self.base), "adapter": adapter}
+        adapters = [[str(one.path), one.weight] for one in self.adapters]
+        return asdict(self) | {"base": str(self.base), "adapters": adapters}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> ReferenceModel:
         """What `record` wrote."""
-        adapter = record["adapter"] and Path(record["adapter"])
-        return cls(**record | {"base": Path(record["base"]), "adapter": adapter})
+        adapters = tuple(AdapterChoice(Path(path), weight) for path, weight in record["adapters"])
+        return cls(**record | {"base": Path(record["base"]), "adapters": adapters})
 
 
 def reference_models(
     base: Path,
-    adapter: Path | None = None,
+    adapters: Sequence[AdapterGiven] = (),
     *,
     trained: Path | None = None,
     onto: MergeBase = "original",
     trained_on: str | None = None,
 ) -> dict[State, ReferenceModel]:
-    """The models that there are: the base alone, with an adapter all three.
+    """The models that there are: the base alone, with adapters the merged one too, and with a
+    single one, without a weight, the live one that was trained.
 
     Args:
         base: a Hugging Face folder.
-        adapter: a PEFT adapter folder.
+        adapters: PEFT adapter folders, as `parse_adapters` takes them.
         trained: a model that was trained whole from the base, in an adapter's place; it takes the
             place of the merged one.
         onto: what the artifacts' adapter is merged onto.
@@ -85,10 +89,14 @@ def reference_models(
     plain = ReferenceModel("base", base)
     if trained is not None:
         return {"base": plain, "merged": ReferenceModel("merged", trained)}
-    if adapter is None:
+    choices = parse_adapters(adapters)
+    if not choices:
         return {"base": plain}
-    live = live_model(base, adapter, trained_on)
-    return {"base": plain, "merged": replace(live, state="merged", onto=onto), "live": live}
+    live = live_model(base, choices[0].path, trained_on)
+    merged = replace(live, state="merged", onto=onto, adapters=choices)
+    if len(choices) > 1 or choices[0].weight is not None:  # these were not trained together
+        return {"base": plain, "merged": merged}
+    return {"base": plain, "merged": merged, "live": live}
 
 
 def live_model(base: Path, adapter: Path, trained_on: str | None = None) -> ReferenceModel:
@@ -101,7 +109,18 @@ def live_model(base: Path, adapter: Path, trained_on: str | None = None) -> Refe
     """
     recorded = read_spec(adapter).record.get("quantization")
     stated = None if trained_on == "none" else trained_on
-    return ReferenceModel("live", base, adapter, str(recorded or stated or "float32"))
+    choice = AdapterChoice(adapter)
+    return ReferenceModel("live", base, (choice,), str(recorded or stated or "float32"))
+
+
+def texts_folder(models: Mapping[State, ReferenceModel]) -> Path:
+    """The folder of tokenizer and chat template that ship with the artifacts of these models.
+
+    Raises:
+        AdapterError: two adapters come with different ones.
+    """
+    whole = models.get("merged", models["base"])
+    return folder_with_texts(whole.base, [choice.path for choice in whole.adapters])
 
 
 def load(model: ReferenceModel) -> Any:
@@ -119,7 +138,7 @@ def load(model: ReferenceModel) -> Any:
     # Whether the adapter belongs to the base was decided when the artifact was made.
     stated = model.held_as if model.onto == "quantized" else None
     opened = open_model(
-        str(model.base), model.adapter, any_base=True, merge_onto=model.onto, trained_on=stated
+        str(model.base), model.adapters, any_base=True, merge_onto=model.onto, trained_on=stated
     )
     return load_model(opened.source)
 
@@ -148,7 +167,8 @@ def _load_live(model: ReferenceModel) -> Any:
             f"knows {', '.join(HELD_AS)}, bfloat16, float16 and float32"
         )
     base = transformers.AutoModelForCausalLM.from_pretrained(model.base, **options)
-    return peft.PeftModel.from_pretrained(base, model.adapter, local_files_only=True).eval()
+    adapter = model.adapters[0].path
+    return peft.PeftModel.from_pretrained(base, adapter, local_files_only=True).eval()
 
 
 def _version(name: str) -> str | None:

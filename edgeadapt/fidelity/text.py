@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeadapt.calibration.text import read_text
@@ -30,7 +31,7 @@ def held_out_text(
     Raises:
         InputError: the data cannot be read, or nothing in it counts.
     """
-    if path.suffix.lower() != ".txt":
+    if not is_text(path):
         return encode_dataset(path, tokenizer, max_tokens, limit=limit)
     found = windows(tokenizer.encode(read_text(path), add_special_tokens=True), tokenizer, window)
     if not found:
@@ -41,6 +42,30 @@ def held_out_text(
     if limit is not None and limit < len(found):
         found = [found[index * len(found) // limit] for index in range(limit)]
     return found
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path names running text, and no dataset."""
+    return path.suffix.lower() == ".txt"
+
+
+def within(encoded: Sequence[Encoded], vocabulary: int) -> Sequence[Encoded]:
+    """Text as a model reads it that lacks the tokens an adapter added.
+
+    Args:
+        encoded: the text.
+        vocabulary: how many token ids the model has.
+
+    Returns:
+        The same text, token by token; the ids that the model lacks are its first one. If there
+        are none of these, `encoded` itself.
+    """
+    if all(index < vocabulary for example in encoded for index in example.ids):
+        return encoded
+    return [
+        Encoded([index if index < vocabulary else 0 for index in example.ids], example.scored)
+        for example in encoded
+    ]
 
 
 def windows(ids: list[int], tokenizer: ModelTokenizer, window: int) -> list[Encoded]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgeadapt.adapters.vocabulary import folder_with_texts
+from edgeadapt.adapters import AdapterChoice
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import resolve_base
 from edgeadapt.data.source import resolve_data
@@ -18,7 +18,7 @@ from edgeadapt.errors import InputError
 from edgeadapt.export import MergeBase, open_model
 from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
 from edgeadapt.fidelity.gates import Gates
-from edgeadapt.fidelity.models import reference_models
+from edgeadapt.fidelity.models import ReferenceModel, State, reference_models, texts_folder
 from edgeadapt.fidelity.parity import check_parity
 from edgeadapt.fidelity.task import Task, check_task
 from edgeadapt.fidelity.text import held_out_text
@@ -35,11 +35,11 @@ class Subject:
     """What artifacts mean to be: a base, perhaps adapted, and the text to see it on."""
 
     base: Path
-    adapter: Path | None = None
+    adapters: tuple[AdapterChoice, ...] = ()
     trained: Path | None = None
     """A model that was trained whole from the base."""
     onto: MergeBase = "original"
-    """What the adapter was merged onto."""
+    """What the adapters were merged onto."""
     trained_on: str | None = None
     """How training held the base, where the adapter's record does not say."""
     data: Path | None = None
@@ -48,6 +48,20 @@ class Subject:
     gates: Gates = field(default_factory=Gates)
     devices: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
     """Artifacts of the run, and the device profiles that each is for."""
+
+    def models(self) -> dict[State, ReferenceModel]:
+        """The models that artifacts are compared with.
+
+        Raises:
+            InputError: an adapter's folder is no adapter.
+        """
+        return reference_models(
+            self.base,
+            self.adapters,
+            trained=self.trained,
+            onto=self.onto,
+            trained_on=self.trained_on,
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ def subject_of_run(run: Path) -> Subject:
         whole = adapter.get("kind") == "model"
         return Subject(
             base=resolve_base(document["base"]["path"]),
-            adapter=None if whole else found,
+            adapters=() if whole or found is None else (AdapterChoice(found),),
             trained=found if whole else None,
             onto=(document.get("merge") or {}).get("onto", "original"),
             trained_on=recipe.get("trained_on"),
@@ -128,19 +142,13 @@ def yardstick_of(subject: Subject, settings: Settings) -> Yardstick:
     """
     if subject.data is None:
         raise InputError("there is no held-out text to measure on; give --data")
+    models = subject.models()
     encoded = held_out_text(
         subject.data,
-        ModelTokenizer.from_folder(subject.base),
+        ModelTokenizer.from_folder(texts_folder(models)),
         limit=subject.examples,
         max_tokens=subject.max_tokens,
         window=settings.window,
-    )
-    models = reference_models(
-        subject.base,
-        subject.adapter,
-        trained=subject.trained,
-        onto=subject.onto,
-        trained_on=subject.trained_on,
     )
     return prepare(models, encoded, threads=settings.threads)
 
@@ -182,14 +190,13 @@ def evaluate_artifacts(
     artifacts = [_open_merged(path) for path in paths]
     plans = [(artifact, _runtimes(artifact, settings.runtime)) for artifact in artifacts]
     source = open_model(str(subject.trained or subject.base)).source
-    texts = subject.trained or subject.base
-    if subject.adapter is not None:
-        texts = folder_with_texts(texts, [subject.adapter])
     yardstick = yardstick_of(subject, settings)
     entries = []
     for artifact, runtimes in plans:
         entry = _entry(artifact, subject, settings)
-        parity = check_parity(artifact, texts, runtimes=runtimes) if subject.gates.parity else None
+        parity = None
+        if subject.gates.parity:
+            parity = check_parity(artifact, yardstick.texts, runtimes=runtimes)
         entry["parity"] = parity and parity.record()
         for runtime in runtimes:
             figures = evaluate(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.adapters.spec import adapter_identity
+from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
-from edgeadapt.data.encode import Encoded, encode_dataset
+from edgeadapt.data.encode import Encoded
 from edgeadapt.data.examples import Example
 from edgeadapt.data.load import load_examples
 from edgeadapt.data.source import resolve_data
@@ -16,6 +17,7 @@ from edgeadapt.errors import InputError
 from edgeadapt.export import MergeBase, ModelToExport, open_model
 from edgeadapt.fidelity.merge_base import MergeChoice
 from edgeadapt.fidelity.task import Task, check_task
+from edgeadapt.fidelity.text import held_out_text, is_text
 from edgeadapt.files import read_json
 from edgeadapt.recipe import Recipe
 from edgeadapt.tokenizer import ModelTokenizer
@@ -30,6 +32,11 @@ class Inputs:
     train_data: Path | None
     held_out: Path | None
     adapter: Path | None
+
+    @property
+    def texts(self) -> Path:
+        """Folder of the tokenizer and chat template: the base's, or those of a given adapter."""
+        return folder_with_texts(self.base, [self.adapter] if self.adapter else [])
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def find_task(recipe: Recipe, inputs: Inputs) -> Task | None:
 
 
 def held_out_sequences(recipe: Recipe, inputs: Inputs) -> list[Encoded]:
-    """The held-out examples that everything is scored on, as the same tokens.
+    """The held-out examples, or windows of a text file, that everything is scored on.
 
     Raises:
         InputError: the recipe has no held-out data.
@@ -125,17 +132,18 @@ def held_out_sequences(recipe: Recipe, inputs: Inputs) -> list[Encoded]:
         raise InputError(
             "the recipe names no held-out data, so nothing can be scored; give data.held_out"
         )
-    return encode_dataset(
+    return held_out_text(
         inputs.held_out,
-        ModelTokenizer.from_folder(inputs.base),
-        recipe.evaluate.max_tokens,
+        ModelTokenizer.from_folder(inputs.texts),
+        max_tokens=recipe.evaluate.max_tokens,
+        window=recipe.evaluate.max_tokens,
         limit=recipe.evaluate.held_out_examples,
     )
 
 
 def sample_prompts(recipe: Recipe, inputs: Inputs) -> list[str]:
     """The recipe's sample questions, or three from the held-out data."""
-    if recipe.evaluate.prompts or inputs.held_out is None:
+    if recipe.evaluate.prompts or inputs.held_out is None or is_text(inputs.held_out):
         return list(recipe.evaluate.prompts)
     questions = [q for q in map(_question, load_examples(inputs.held_out)) if q]
     return [questions[i * len(questions) // 3] for i in range(min(3, len(questions)))]

@@ -116,8 +116,9 @@ def prepare_yardstick(
 
     @functools.cache
     def yardstick() -> Yardstick:
+        adapters = () if model.adapter is None else (model.adapter,)
         models = reference_models(
-            inputs.base, model.adapter, trained=model.model, onto=model.onto, trained_on=trained_on
+            inputs.base, adapters, trained=model.model, onto=model.onto, trained_on=trained_on
         )
         return prepare(models, held_out)
 

@@ -21,6 +21,7 @@ from edgeadapt.data.encode import Encoded, encode_dataset
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
 from edgeadapt.extras import need, need_torch_sharing_cores
+from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import atomic_folder, write_json
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
 from edgeadapt.training.checkpoints import WorkFolder
@@ -82,9 +83,10 @@ def train(
         raise InputError(f"{out} exists already; choose another --out, or remove it first")
     tokenizer = ModelTokenizer.from_folder(base)
     encoded = encode_dataset(train_data, tokenizer, settings.max_tokens)
-    held_out = heldout_data and encode_dataset(
-        heldout_data, tokenizer, settings.max_tokens, limit=settings.held_out_examples
-    )
+    held_out = heldout_data and held_out_text(
+        heldout_data, tokenizer, limit=settings.held_out_examples,
+        max_tokens=settings.max_tokens, window=settings.max_tokens,
+    )  # fmt: skip
     run = _Run(base, base_spec, settings, METHODS[settings.method], encoded, held_out or [])
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")

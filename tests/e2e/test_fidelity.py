@@ -92,7 +92,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         tokenizer = ModelTokenizer.from_folder(base)
         encoded = held_out_text(held_out, tokenizer, limit=10, max_tokens=96)
         yardsticks = {
-            name: prepare(reference_models(base, adapter), encoded)
+            name: prepare(reference_models(base, [adapter]), encoded)
             for name, adapter in adapters.items()
         }
         yield Bench(adapters, yardsticks, folder)

@@ -87,5 +87,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     encoded = encode_dataset(data, ModelTokenizer.from_folder(base), 128)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEADAPT_CACHE", str(folder / "cache"))
-        yardstick = prepare(reference_models(base, adapter), encoded, threads=1)
+        yardstick = prepare(reference_models(base, [adapter]), encoded, threads=1)
         yield World(base, adapter, data, encoded, yardstick, folder)

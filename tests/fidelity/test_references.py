@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeadapt.adapters import AdapterChoice
 from edgeadapt.fidelity import references
 from edgeadapt.fidelity.metrics import log_softmax
 from edgeadapt.fidelity.models import ReferenceModel, reference_models
@@ -49,7 +50,7 @@ def test_the_live_model_of_a_float_base_equals_the_merged_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEADAPT_CACHE", str(world.folder / "cache"))
-    model = reference_models(world.base, world.adapter)["live"]
+    model = reference_models(world.base, [world.adapter])["live"]
     assert model.held_as == "float32"
     live = find_references({"live": model}, world.encoded, threads=1)["live"]
     merged = world.yardstick.reference
@@ -92,11 +93,15 @@ def test_what_counts_is_part_of_the_hash(world: World) -> None:
 
 
 def test_identity_follows_the_adapter_and_its_scale(world: World) -> None:
+    plain = AdapterChoice(world.adapter)
+    other = AdapterChoice(world.adapter_with("other-alpha", lora_alpha=9.0))
     models = [
-        ReferenceModel("merged", world.base, world.adapter),
-        ReferenceModel("merged", world.base, world.adapter_with("other-alpha", lora_alpha=9.0)),
+        ReferenceModel("merged", world.base, (plain,)),
+        ReferenceModel("merged", world.base, (other,)),
+        ReferenceModel("merged", world.base, (plain, other)),
+        ReferenceModel("merged", world.base, (AdapterChoice(world.adapter, 0.5),)),
         ReferenceModel("base", world.base),
-        ReferenceModel("live", world.base, world.adapter, "nf4"),
+        ReferenceModel("live", world.base, (plain,), "nf4"),
     ]
     identities = [str(model.identity()) for model in models]
     assert len(set(identities)) == len(identities)
