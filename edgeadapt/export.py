@@ -321,6 +321,7 @@ def adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:
     return {
         "name": spec.path.resolve().name,
         "sha256": file_sha256(spec.path / WEIGHTS),
+        "config_sha256": file_sha256(spec.path / CONFIG),
         "method": spec.method,
         "r": spec.r or None,
         "alpha": spec.alpha or None,

@@ -309,7 +309,7 @@ def _report_plan(plan: ExportPlan, out: Path, as_json: bool, allocation: Allocat
         emit_json(
             {
                 "format": plan.format,
-                "quantization": plan.quantization,
+                "quantization": allocation.options().label if allocation else plan.quantization,
                 "allocation": allocation.document() if allocation else None,
                 "exact": plan.exact,
                 "files": plan.files,

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.data.encode import Encoded
+from edgeadapt.fidelity.bits import bits_loss
 from edgeadapt.fidelity.compare import Engine, compare
 from edgeadapt.fidelity.metrics import (
     IntArray,
@@ -127,7 +128,9 @@ def evaluate(
     with_quantized_base: bool = True,
     others: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All figures of an artifact on a runtime, as JSON: `fidelity`, `retention` and `task`.
+    """All figures of an artifact on a runtime: `fidelity`, `bits`, `retention` and `task`.
+
+    As JSON.
 
     Args:
         artifact: what to measure.
@@ -149,17 +152,18 @@ def evaluate(
     divergence = compare(
         artifact.path, yardstick.encoded, yardstick.reference, base, engine=engine, title=label
     )
+    plain, lossless = None, stored_as(artifact) in FLOAT
+    if with_quantized_base:
+        plain = quantized_base(
+            yardstick.base_folder, artifact, yardstick.plain_encoded, yardstick.reference, base,
+            engine=engine, others=others,
+        )  # fmt: skip
+    bits = bits_loss(divergence, plain, yardstick.sequences, lossless=lossless)
     retention = None
     if base is not None:
-        plain = None
-        if with_quantized_base:
-            plain = quantized_base(
-                yardstick.base_folder, artifact, yardstick.plain_encoded, yardstick.reference, base,
-                engine=engine, others=others,
-            )  # fmt: skip
         retention = measure_retention(
             yardstick.reference.scores, yardstick.plain, divergence, plain, yardstick.sequences,
-            lossless=stored_as(artifact) in FLOAT,
+            lossless=lossless,
         )  # fmt: skip
     result = None
     if task is not None:
@@ -169,6 +173,7 @@ def evaluate(
     return {
         "runtime": runtime,
         "fidelity": fidelity.record(),
+        "bits": bits and bits.record(),
         "retention": retention and retention.record(),
         "task": result and result.record(),
     }

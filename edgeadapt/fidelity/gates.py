@@ -29,6 +29,10 @@ class Gates(BaseModel):
     min_retention: float | None = Field(
         0.85, le=1, description="share of the adapter's effect that is kept, the bits' loss aside"
     )
+    max_excess_kl: float | None = Field(
+        0.02, gt=0, description="mean KL divergence beyond 1.25 times what the same quantization "
+        "costs the plain base, in nats"
+    )  # fmt: skip
     max_perplexity_ratio: float | None = Field(
         1.4, gt=0, description="held-out perplexity over the merged model's"
     )
@@ -95,6 +99,8 @@ def _judge_numbers(gates: Gates, figures: Mapping[str, Any]) -> Iterator[Verdict
     fidelity, retention, task = (figures[name] for name in ("fidelity", "retention", "task"))
     if gates.max_kl is not None:
         yield _at_most("max_kl", fidelity["mean_kl"]["value"], gates.max_kl)
+    if gates.max_excess_kl is not None and (bits := figures.get("bits")):
+        yield _explained(gates.max_excess_kl, bits)
     if gates.min_top1 is not None:
         yield _at_least("min_top1", fidelity["top1"]["value"], gates.min_top1)
     if gates.min_retention is not None and retention:
@@ -116,6 +122,14 @@ def _retained(limit: float, retention: Mapping[str, Any]) -> Verdict:
         )
         return Verdict("min_retention", None, limit, True, note)
     return _at_least("min_retention", retention["adapter"], limit, _explain(retention["effect"]))
+
+
+def _explained(limit: float, bits: Mapping[str, Any]) -> Verdict:
+    note = (
+        f"the same quantization costs the plain base {bits['kl']['value']:.2g}: is a layer "
+        "damaged, or was it merged onto another base?"
+    )
+    return _at_most("max_excess_kl", bits["excess_kl"]["value"], limit, note)
 
 
 def _explain(effect: Mapping[str, Any]) -> str:

@@ -93,10 +93,12 @@ class MergeChoice:
         """
         if self.verdict is not None and not self.verdict.passed:
             other = "original" if self.onto == "quantized" else "quantized"
+            # Where both were measured, the other one is worse still.
+            turn = "" if self.asked == "auto" else f"give --merge-onto {other}, "
             raise GateFailure(
                 f"merged onto the {self.onto} base, the model is worse than the live one that was "
-                f"trained: {self.verdict}; give --merge-onto {other}, check that the base is the "
-                "adapter's, or allow more with --max-merge-ratio",
+                f"trained: {self.verdict}; {turn}check that the base is the adapter's, or allow "
+                "more with --max-merge-ratio",
                 verdict_record([self.verdict]) | {"merge": self.record()},
             )
 

@@ -49,6 +49,7 @@ class ReferenceModel:
             "base": base_hash(self.base),
             "adapters": [[adapter_identity(one.path), one.weight] for one in self.adapters],
             "held_as": self.held_as if held else "float32",
+            "held": [read_spec(one.path).record.get("held") for one in self.adapters if held],
             "versions": {name: _version(name) for name in _TOOLS},
         }
 

@@ -56,8 +56,8 @@ def quantized_base(
     folder: Path,
     artifact: Artifact,
     encoded: Sequence[Encoded],
-    merged: Reference,
-    base: Reference,
+    reference: Reference,
+    base: Reference | None,
     *,
     engine: Engine,
     others: Sequence[str] = (),
@@ -70,8 +70,8 @@ def quantized_base(
         folder: the base's Hugging Face folder.
         artifact: whose format, quantization and tensor types to take.
         encoded: the text that the references are of; sequences from its beginning are taken.
-        merged: the artifact's reference.
-        base: the float base's.
+        reference: the artifact's.
+        base: the float base's, where the artifact's is another.
         engine: what the artifact runs on.
         others: runtimes that will be asked for later: the base is exported once for all.
 
@@ -86,7 +86,7 @@ def quantized_base(
     options = _options(artifact)
     runtime = engine.runtime or preferred_runtime(artifact.format)
     stored = {
-        name: _place(artifact, options, merged, base, name) / f"{len(encoded)}.npz"
+        name: _place(artifact, options, reference, base, name) / f"{len(encoded)}.npz"
         for name in dict.fromkeys([runtime, *others])
     }
     if not stored[runtime].is_file():
@@ -96,7 +96,7 @@ def quantized_base(
                 return None
             for name, path in stored.items():
                 found = compare(
-                    plain.path, encoded, merged, base, engine=replace(engine, runtime=name),
+                    plain.path, encoded, reference, base, engine=replace(engine, runtime=name),
                     title=f"{artifact.quantization} of the plain base on {name}",
                 )  # fmt: skip
                 with atomic_file(path, overwrite=True) as partial, partial.open("wb") as file:
@@ -111,12 +111,16 @@ def _beginning(encoded: Sequence[Encoded]) -> Sequence[Encoded]:
 
 
 def _place(
-    artifact: Artifact, options: GgufOptions, merged: Reference, base: Reference, runtime: str
+    artifact: Artifact,
+    options: GgufOptions,
+    reference: Reference,
+    base: Reference | None,
+    runtime: str,
 ) -> Path:
     """The folder for one runtime's figures; the references' names are hashes of model and text."""
     key = {
-        "base": base.folder.name,
-        "merged": merged.folder.name,
+        "base": base and base.folder.name,
+        "reference": reference.folder.name,
         "format": artifact.format,
         "quantization": artifact.quantization,
         "onnx": [artifact.lineage.get("exporter"), artifact.lineage.get("settings")],

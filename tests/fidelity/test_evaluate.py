@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edgeadapt.adapters import AdapterChoice
 from edgeadapt.artifact import Artifact
 from edgeadapt.cli import cli
-from edgeadapt.export import open_model
-from edgeadapt.fidelity.evaluate import evaluate
+from edgeadapt.data.encode import Encoded
+from edgeadapt.export import export, open_model
+from edgeadapt.fidelity.bits import SENSITIVITY
+from edgeadapt.fidelity.evaluate import evaluate, prepare
 from edgeadapt.fidelity.gates import Gates, judge, verdict_record
+from edgeadapt.fidelity.models import reference_models
+from edgeadapt.fidelity.text import within
 from edgeadapt.merge import merge_to_folder
-from tests.fidelity.conftest import World
+from edgeadapt.safetensors_io import SafetensorsSource
+from edgeadapt.weights import Float32Array, TensorInfo, WeightSource
+from tests.fidelity.conftest import LAYERS, World, save_lora
 
 
 def judged(world: World, artifact: Artifact, **options: Any) -> dict[str, Any]:
@@ -71,6 +79,77 @@ def test_a_wrong_scale_fails_retention(
     failed = [gate for gate in found["gates"] if not gate["passed"]]
     assert "min_retention" in [gate["gate"] for gate in failed]
     assert words in next(gate["note"] for gate in failed if gate["gate"] == "min_retention")
+
+
+class Zeroed:
+    """A model whose last layer is all zeros."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source = source
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self._source.config
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        return self._source.tensors()
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        rows = self._source.rows(name, start, stop)
+        return np.zeros_like(rows) if name.startswith(f"model.layers.{LAYERS - 1}.") else rows
+
+
+def without_adapter(world: World, damage: bool, quantization: str) -> dict[str, Any]:
+    """The plain base, judged as an artifact of itself."""
+    plain = replace(world.yardstick, references={"base": world.yardstick.references["base"]})
+    model = open_model(str(world.base))
+    if damage:
+        model = replace(model, source=Zeroed(model.source))
+    out = world.folder / f"plain-{damage}-{quantization}.gguf"
+    artifact = export(model, "gguf", quantization, out)
+    figures = evaluate(artifact, "llama-cpp", plain, threads=1)
+    return figures | verdict_record(judge(Gates(), figures))
+
+
+@pytest.mark.parametrize("quantization", ["F16", "Q8_0"])
+def test_a_damaged_layer_is_told_from_a_loss_of_bits_without_an_adapter(
+    world: World, quantization: str
+) -> None:
+    sound = without_adapter(world, False, quantization)
+    assert sound["passed"], sound["gates"]
+    if quantization == "Q8_0":  # the same bytes, so as far from the base
+        excess = -(SENSITIVITY - 1) * sound["bits"]["kl"]["value"]
+        assert sound["bits"]["excess_kl"]["value"] == pytest.approx(excess, rel=0.05)
+    damaged = without_adapter(world, True, quantization)
+    assert "max_excess_kl" in damaged["failed_gates"]
+
+
+@pytest.mark.parametrize("weights", [(None, None), (0.7, 0.4)])
+def test_several_adapters_are_one_reference(
+    world: World, weights: tuple[float | None, float | None], tmp_path: Path
+) -> None:
+    other = save_lora(tmp_path / "other", seed=3)
+    choices = [
+        AdapterChoice(path, weight)
+        for path, weight in zip((world.adapter, other), weights, strict=True)
+    ]
+    models = reference_models(world.base, choices)
+    assert set(models) == {"base", "merged"}  # they were not trained together
+    made = export(open_model(str(world.base), choices), "gguf", "F32", tmp_path / "both.gguf")
+    yardstick = prepare(models, world.encoded, threads=1)
+    figures = evaluate(made, "llama-cpp", yardstick, threads=1)
+    assert figures["fidelity"]["mean_kl"]["value"] < 1e-4
+    one = evaluate(made, "llama-cpp", world.yardstick, threads=1)
+    assert one["fidelity"]["mean_kl"]["value"] > 1e-2
+
+
+def test_tokens_that_the_base_lacks_are_nothing_to_it(world: World) -> None:
+    size = SafetensorsSource(world.base).config["vocab_size"]
+    example = world.encoded[0]
+    longer = Encoded([*example.ids, size, size + 3], [*example.scored, True, False])
+    assert within(world.encoded, size) is world.encoded
+    (read,) = within([longer], size)
+    assert read.ids == [*example.ids, 0, 0] and read.scored == longer.scored
 
 
 def test_one_run_from_the_command_line(world: World, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from edgeadapt.fidelity.gates import Gates, Verdict, judge, verdict_record
 def figures(**changes: float | None) -> dict[str, Any]:
     values = {
         "mean_kl": 0.05, "top1": 0.9, "perplexity_ratio": 1.05, "adapter": 0.98, "effect": 1.0,
-        "task": 0.5, "adapter_kl": 0.4,
+        "task": 0.5, "adapter_kl": 0.4, "excess": -0.01,
     } | changes  # fmt: skip
     one = {name: {"value": value, "standard_error": 0.01} for name, value in values.items()}
     return {
         "fidelity": {name: one[name] for name in ("mean_kl", "top1", "perplexity_ratio")},
+        "bits": {"kl": one["mean_kl"], "excess_kl": one["excess"]},
         "retention": {
             "adapter": values["adapter"],
             "adapter_kl": one["adapter_kl"],
@@ -36,6 +37,7 @@ def failed(gates: Gates, found: dict[str, Any]) -> list[str]:
     [
         ({"mean_kl": 0.21}, "max_kl"),
         ({"mean_kl": float("nan")}, "max_kl"),
+        ({"excess": 0.03}, "max_excess_kl"),
         ({"top1": 0.59}, "min_top1"),
         ({"perplexity_ratio": 1.41}, "max_perplexity_ratio"),
         ({"adapter": 0.84}, "min_retention"),
@@ -49,12 +51,13 @@ def test_each_gate_judges_its_figure(changes: dict[str, float], gate: str) -> No
 
 
 def test_a_gate_can_be_switched_off() -> None:
-    off = Gates(max_kl=None, min_top1=None, min_retention=None, max_perplexity_ratio=None)
-    assert judge(off, figures(mean_kl=9.0, top1=0.0, adapter=-1.0, perplexity_ratio=9.0)) == []
+    off = Gates(**dict.fromkeys(set(Gates.model_fields) - {"parity"}))
+    bad = figures(mean_kl=9.0, excess=9.0, top1=0.0, adapter=-1.0, perplexity_ratio=9.0)
+    assert judge(off, bad) == []
 
 
 def test_without_an_adapter_or_a_task_there_is_nothing_to_judge() -> None:
-    found = figures(task=None) | {"retention": None}
+    found = figures(task=None) | {"retention": None, "bits": None}
     gates = {verdict.gate for verdict in judge(Gates(min_task_metric=0.4), found)}
     assert gates == {"max_kl", "min_top1", "max_perplexity_ratio"}
 
