@@ -36,7 +36,7 @@ from edgeadapt.runtimes.registry import preferred_runtime
 FLOAT = frozenset({"F32", "F16", "BF16", "fp32", "fp16", "float32", "float16", "bfloat16"})
 """Quantizations that take next to nothing from a weight."""
 
-MOST_TOKENS = 4096
+MOST_TOKENS = 2048
 """Of the text that the plain base is run over, those included that are not scored."""
 
 
