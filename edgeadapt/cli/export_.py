@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,17 +14,15 @@ from edgeadapt.cli.common import (
     model_options,
     standard,
 )
+from edgeadapt.cli.export_report import report, report_plan
+from edgeadapt.cli.gguf_options import GgufWishes, gguf_options
 from edgeadapt.cli.onnx_options import onnx_options
-from edgeadapt.console import emit, emit_json
+from edgeadapt.console import emit
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeadapt.allocation.allocation import Allocation
-    from edgeadapt.converters.base import ExportPlan
-    from edgeadapt.converters.gguf.options import GgufOptions
     from edgeadapt.converters.onnx.options import OnnxOptions
     from edgeadapt.export import ModelToExport
-    from edgeadapt.fidelity.parity import ParityReport
 
 
 @click.command()
@@ -47,29 +44,7 @@ if TYPE_CHECKING:
     help="Q4_K_M, Q8_0, F16, ... for gguf; int4, int8, int8-dynamic, fp16, fp32 for onnx.",
 )
 @click.option("--context", type=click.IntRange(min=1), help="Tokens that must fit the device.")
-@click.option("--calibrate", metavar="DATA", help="Weigh by importance on this data; see imatrix.")
-@click.option(
-    "--imatrix",
-    type=click.Path(path_type=Path),
-    help="Weigh by importance, from a file that imatrix or llama-imatrix wrote.",
-)
-@click.option(
-    "--tensor-type",
-    "tensor_types",
-    multiple=True,
-    metavar="PATTERN=TYPE",
-    help="Type of the tensors whose llama.cpp name holds this regular expression, "
-    "such as ffn_down=Q6_K; the first that matches wins.",
-)
-@click.option(
-    "--max-size",
-    metavar="SIZE",
-    help="Most that the file may take, such as 80MiB: each tensor gets the type that loses least "
-    "on the data of --calibrate. In place of --quant, for gguf.",
-)
-@click.option(
-    "--split-max-size", metavar="SIZE", help="Split into files of at most 500M, 2G, ..., for gguf."
-)
+@gguf_options
 @onnx_options
 @click.option(
     "--parity/--no-parity", default=None,
@@ -95,11 +70,7 @@ def command(
     format_: str | None,
     quant: str | None,
     context: int | None,
-    calibrate: str | None,
-    imatrix: Path | None,
-    tensor_types: tuple[str, ...],
-    max_size: str | None,
-    split_max_size: str | None,
+    gguf: GgufWishes,
     onnx: OnnxOptions,
     parity: bool | None,
     dry_run: bool,
@@ -125,25 +96,15 @@ def command(
 
     end_when_asked()
     if adapter_mode == "separate":
-        if calibrate or imatrix or tensor_types or max_size or split_max_size or dry_run:
+        if gguf.any or dry_run:
             raise InputError(
                 "--calibrate, --imatrix, --tensor-type, --max-size, --split-max-size and --dry-run "
                 "do not go with --adapter-mode separate"
             )
-        if merging.onto != "auto" or merging.held_out:
-            raise InputError("--adapter-mode separate merges nothing: leave --merge-onto out")
-        if format_ is None or device is not None:
-            raise InputError("--adapter-mode separate needs --format gguf or onnx, and no --device")
-        if not adapter:
-            raise InputError("--adapter-mode separate needs an adapter: give --adapter")
-        _separate(base, adapter, revision, any_base, format_, quant, threads, onnx, out, as_json)
+        kind = _check_separate(adapter, merging, device, format_)
+        _separate(base, adapter, revision, any_base, kind, quant, threads, onnx, out, as_json)
         return
-    if (device is None) == (format_ is None):
-        raise InputError("give either --device NAME, or --format and --quant")
-    if max_size is not None:
-        _check_max_size(format_, quant, calibrate, imatrix, tensor_types)
-    elif format_ is not None and quant is None:
-        raise InputError(f"give --quant too: which {format_} quantization to write")
+    _check_target(device, format_, quant, gguf)
     model = merging.open(base, adapter, revision, any_base)
     reason = None
     if device is not None:
@@ -152,27 +113,48 @@ def command(
         if format_ == "onnx":
             onnx = _for_device(onnx, device, quant)
     allocation = None
-    if max_size is not None:
+    if gguf.max_size is not None:
         if out.exists() and not dry_run:  # better said before minutes of work
             raise InputError(f"{out} exists already; choose another --out, or remove it first")
-        allocation = _allocate(model, calibrate, max_size, split_max_size, threads)
+        allocation = gguf.allocate(model, threads)
         quant, options = allocation.mix, allocation.options()
     else:
-        options = _options(model, calibrate, imatrix, tensor_types, split_max_size, dry_run)
+        options = gguf.options(model, pending=dry_run)
     assert format_ is not None and quant is not None
     if dry_run:
         plan = plan_export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
-        _report_plan(plan, out, as_json, allocation)
+        report_plan(plan, out, as_json, allocation)
         return
     gate = ParityGate(model.folder, quick=parity is None)
     artifact = export(
         model, format_, quant, out, threads=threads, options=options, onnx=onnx,
         check=None if parity is False else gate,
     )  # fmt: skip
-    _report(
-        artifact.path, artifact.size_bytes, format_, artifact.quantization, reason,
-        artifact.lineage, as_json, allocation, gate.report,
-    )  # fmt: skip
+    report(artifact, reason, as_json, allocation, gate.report)
+
+
+def _check_target(
+    device: str | None, format_: str | None, quant: str | None, gguf: GgufWishes
+) -> None:
+    if (device is None) == (format_ is None):
+        raise InputError("give either --device NAME, or --format and --quant")
+    if gguf.max_size is not None:
+        gguf.check_max_size(format_, quant)
+    elif format_ is not None and quant is None:
+        raise InputError(f"give --quant too: which {format_} quantization to write")
+
+
+def _check_separate(
+    adapter: tuple[str, ...], merging: MergeOptions, device: str | None, format_: str | None
+) -> str:
+    """The format; refuses what does not go with an adapter that stays apart."""
+    if merging.onto != "auto" or merging.held_out:
+        raise InputError("--adapter-mode separate merges nothing: leave --merge-onto out")
+    if format_ is None or device is not None:
+        raise InputError("--adapter-mode separate needs --format gguf or onnx, and no --device")
+    if not adapter:
+        raise InputError("--adapter-mode separate needs an adapter: give --adapter")
+    return format_
 
 
 def _for_device(onnx: OnnxOptions, device: str, quant: str) -> OnnxOptions:
@@ -180,43 +162,6 @@ def _for_device(onnx: OnnxOptions, device: str, quant: str) -> OnnxOptions:
     from edgeadapt.devices import load_profile
 
     return for_device(onnx, load_profile(device), quant)
-
-
-def _check_max_size(
-    format_: str | None,
-    quant: str | None,
-    calibrate: str | None,
-    imatrix: Path | None,
-    tensor_types: tuple[str, ...],
-) -> None:
-    if format_ != "gguf":
-        raise InputError("--max-size is for --format gguf, and takes no --device: give its budget")
-    if quant or imatrix or tensor_types:
-        raise InputError(
-            "--max-size chooses every type by itself, and weighs by --calibrate: leave --quant, "
-            "--imatrix and --tensor-type out"
-        )
-    if calibrate is None:
-        raise InputError(
-            "--max-size measures what each type costs: give --calibrate DATA, what the model will "
-            "be used on (a dataset, a .txt file, or `python-docs`)"
-        )
-
-
-def _allocate(
-    model: ModelToExport,
-    calibrate: str | None,
-    max_size: str,
-    split_max_size: str | None,
-    threads: int | None,
-) -> Allocation:
-    from edgeadapt.allocation.allocate import allocate
-    from edgeadapt.converters.gguf.options import parse_size
-    from edgeadapt.data.source import resolve_data
-
-    split = parse_size(split_max_size) if split_max_size else 0
-    data = resolve_data(calibrate or "")[0]
-    return allocate(model, data, max_size, threads=threads, split_max_bytes=split)
 
 
 def _separate(
@@ -257,7 +202,7 @@ def _separate(
         use = f"llama-cli -m BASE.gguf --lora {out}, with the base exported likewise"
         if format == "onnx":
             use = f"edgeadapt chat FOLDER --adapter {out}, with a folder exported likewise"
-    _report(out, made.size_bytes, format, made.quantization, None, made.lineage, as_json)
+    report(made, None, as_json)
     if not as_json:
         emit(f"use it: {use}")
 
@@ -270,99 +215,3 @@ def _choose(model: ModelToExport, device: str, context: int | None) -> tuple[str
 
     choice = choose(load_profile(device), facts_of(model), context=context)
     return choice.format, choice.quantization, choice.reason
-
-
-def _options(
-    model: ModelToExport,
-    calibrate: str | None,
-    imatrix: Path | None,
-    tensor_types: tuple[str, ...],
-    split_max_size: str | None,
-    dry_run: bool,
-) -> GgufOptions:
-    from edgeadapt.converters.gguf.options import GgufOptions, parse_size, parse_tensor_type
-
-    types = tuple(parse_tensor_type(text) for text in tensor_types)
-    split = parse_size(split_max_size) if split_max_size else 0
-    if calibrate is None and imatrix is None:
-        return GgufOptions(None, types, split)
-    if calibrate is not None and imatrix is not None:
-        raise InputError("give --calibrate DATA or --imatrix FILE, not both")
-    if imatrix is not None:
-        from edgeadapt.converters.gguf.imatrix import read_imatrix
-
-        return GgufOptions(read_imatrix(imatrix), types, split)
-    from edgeadapt.calibration import cached_imatrix, pending_imatrix
-    from edgeadapt.data.source import resolve_data
-
-    data = resolve_data(calibrate or "")[0]
-    return GgufOptions(
-        pending_imatrix(data) if dry_run else cached_imatrix(model, data), types, split
-    )
-
-
-def _report_plan(plan: ExportPlan, out: Path, as_json: bool, allocation: Allocation | None) -> None:
-    from edgeadapt.files import free_bytes
-
-    free = free_bytes(out)
-    if as_json:
-        emit_json(
-            {
-                "format": plan.format,
-                "quantization": allocation.options().label if allocation else plan.quantization,
-                "allocation": allocation.document() if allocation else None,
-                "exact": plan.exact,
-                "files": plan.files,
-                "output_bytes": plan.output,
-                "memory_bytes": plan.memory,
-                "disk_bytes": plan.disk,
-                "disk_free_bytes": free,
-                "fits": plan.disk <= free,
-            }
-        )
-        return
-    if allocation is not None:
-        emit(allocation.table())
-    about = "" if plan.exact else "about "
-    for name, size in plan.files.items():
-        emit(f"{name}: {about}{size:,} bytes ({size / 2**20:.1f} MiB)")
-    emit(f"peak memory: about {plan.memory / 2**20:,.0f} MiB")
-    room = "enough" if plan.disk <= free else "NOT enough"
-    emit(f"disk needed: {about}{plan.disk / 2**20:,.1f} MiB, {free / 2**20:,.0f} MiB free: {room}")
-
-
-def _report(
-    path: Path,
-    size: int,
-    format: str,
-    quant: str,
-    reason: str | None,
-    lineage: dict[str, Any],
-    as_json: bool,
-    allocation: Allocation | None = None,
-    parity: ParityReport | None = None,
-) -> None:
-    if as_json:
-        emit_json(
-            {
-                "path": str(path),
-                "format": format,
-                "quantization": quant,
-                "bytes": size,
-                "reason": reason,
-                "allocation": allocation.document() if allocation else None,
-                "lineage": lineage,
-                "parity": parity and parity.record(),
-            }
-        )
-        return
-    if reason:
-        emit(reason)
-    if allocation is not None:
-        emit(allocation.table())
-    emit(f"{path}: {format} {quant}, {size / 2**20:.1f} MiB")
-    if parity is not None and parity.checked:
-        runtimes = ", ".join(parity.mismatches)
-        emit(f"parity: {parity.cases} texts give the original's tokens on {runtimes}")
-    if lineage.get("mode") != "separate":
-        emit(f"try it: edgeadapt chat {shlex.quote(str(path))}")
