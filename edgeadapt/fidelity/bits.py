@@ -12,8 +12,11 @@ from typing import Any
 
 from edgeadapt.fidelity.metrics import Estimate, IntArray, TokenDivergence, mean
 
-SENSITIVITY = 1.25
-"""How much more than its base an adapted model may lose to the same bits; at most 0.95 measured."""
+TOLERATED = 1.5
+"""How much more than its base a model may lose to the same bits before it counts as excess. Two
+adapters of the 135M model lost 0.63 to 1.17 times as much, in Q8_0, Q6_K, Q4_K_M, Q4_0, Q2_K and
+ONNX int4; a layer of zeros made it 29 times in Q8_0 and 3.2 times in Q4_K_M, and a merge onto
+another fine-tune of the base 16 times in Q8_0."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class BitsLoss:
     kl: Estimate
     """D(B || Q): what the quantization costs the plain base; zero for float weights."""
     excess: Estimate
-    """D(M || A) - `SENSITIVITY` D(B || Q): what the bits do not explain; below zero if they do."""
+    """D(M || A) - `TOLERATED` D(B || Q): what the bits do not explain; below zero if they do."""
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -55,5 +58,5 @@ def bits_loss(
         return None
     lost = quantized.kl if quantized.kl_base is None else quantized.kl_base
     part = slice(len(lost))
-    excess = artifact.kl[part] - SENSITIVITY * lost
+    excess = artifact.kl[part] - TOLERATED * lost
     return BitsLoss(mean(lost, sequences[part]), mean(excess, sequences[part]))

@@ -30,7 +30,7 @@ class Gates(BaseModel):
         0.85, le=1, description="share of the adapter's effect that is kept, the bits' loss aside"
     )
     max_excess_kl: float | None = Field(
-        0.02, gt=0, description="mean KL divergence beyond 1.25 times what the same quantization "
+        0.01, gt=0, description="mean KL divergence beyond 1.5 times what the same quantization "
         "costs the plain base, in nats"
     )  # fmt: skip
     max_perplexity_ratio: float | None = Field(

@@ -16,7 +16,7 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.cli import cli
 from edgeadapt.data.encode import Encoded
 from edgeadapt.export import export, open_model
-from edgeadapt.fidelity.bits import SENSITIVITY
+from edgeadapt.fidelity.bits import TOLERATED
 from edgeadapt.fidelity.evaluate import evaluate, prepare
 from edgeadapt.fidelity.gates import Gates, judge, verdict_record
 from edgeadapt.fidelity.models import reference_models
@@ -118,7 +118,7 @@ def test_a_damaged_layer_is_told_from_a_loss_of_bits_without_an_adapter(
     sound = without_adapter(world, False, quantization)
     assert sound["passed"], sound["gates"]
     if quantization == "Q8_0":  # the same bytes, so as far from the base
-        excess = -(SENSITIVITY - 1) * sound["bits"]["kl"]["value"]
+        excess = -(TOLERATED - 1) * sound["bits"]["kl"]["value"]
         assert sound["bits"]["excess_kl"]["value"] == pytest.approx(excess, rel=0.05)
     damaged = without_adapter(world, True, quantization)
     assert "max_excess_kl" in damaged["failed_gates"]
