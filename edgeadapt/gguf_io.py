@@ -124,13 +124,21 @@ class GgufFile:
         values = self._dequantize(tensor, start * inner, stop * inner)
         return values.reshape(stop - start, *tensor.shape[1:])
 
-    def _dequantize(self, tensor: GgufTensor, start: int, stop: int) -> Float32Array:
-        raw: npt.NDArray[np.uint8] = np.frombuffer(
+    def stored_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows [start, stop) as they lie in the file, shape (stop - start, bytes of a row).
+
+        A tensor of more axes is seen as one matrix, with its last axis as columns.
+        """
+        tensor = self.tensors[name]
+        return np.frombuffer(
             self._data,
             dtype=np.uint8,
             count=(stop - start) * tensor.row_bytes,
             offset=tensor.offset + start * tensor.row_bytes,
         ).reshape(stop - start, tensor.row_bytes)
+
+    def _dequantize(self, tensor: GgufTensor, start: int, stop: int) -> Float32Array:
+        raw = self.stored_rows(tensor.name, start, stop)
         if tensor.type == GGMLQuantizationType.F32:
             return raw.view("<f4").astype(np.float32)
         if tensor.type == GGMLQuantizationType.F16:

@@ -9,14 +9,18 @@ from typing import Any
 
 from edgeadapt import __version__
 from edgeadapt.artifact import Artifact
+from edgeadapt.devices import load_profile
 from edgeadapt.export import ModelToExport
 from edgeadapt.fidelity.gates import Verdict
 from edgeadapt.files import write_json
+from edgeadapt.pipeline.foretold import predictions
 from edgeadapt.pipeline.inputs import Adapted, Inputs
-from edgeadapt.pipeline.stages import PARITY
+from edgeadapt.pipeline.stages import PARITY, PROFILE
 from edgeadapt.pipeline.verdicts import failures, judged_record
 from edgeadapt.pipeline.workspace import StageResult
+from edgeadapt.planner import model_facts
 from edgeadapt.recipe import Recipe
+from edgeadapt.weights import WeightSource
 
 SCHEMA_VERSION = 1
 FILE = "run.json"
@@ -51,6 +55,7 @@ class Results:
             "artifacts": [],
             "perplexity": {},
             "measurements": [],
+            "predictions": [],
             "samples": [],
         }
 
@@ -97,11 +102,17 @@ class Results:
                 "devices": reasons,
                 "lineage": artifact.lineage,
                 "parity": stage.read(PARITY),
+                "weights": [],
                 "perplexity": {},
                 "fidelity": {},
             }
         )
         self._add_stage("export", stage)
+
+    def add_weights(self, stage: StageResult) -> None:
+        """What quantization changed of the weights of the last artifact."""
+        self._document["artifacts"][-1]["weights"] = stage.read("weights.json")
+        self._add_stage("weights", stage)
 
     def add_evaluation(
         self, evaluated: Evaluated, stage: StageResult, model: ModelToExport
@@ -139,6 +150,19 @@ class Results:
         """Latency and memory of one artifact on one runtime."""
         self._document["measurements"].append(stage.read("measurement.json"))
         self._add_stage("bench", stage)
+
+    def add_predictions(self, source: WeightSource, stage: StageResult | None) -> None:
+        """What artifacts should do on this machine, and on the devices that they are for."""
+        machine = None
+        if stage is not None:
+            machine = load_profile(str(stage.folder / PROFILE))
+            self._add_stage("machine", stage)
+        self._document["predictions"] = predictions(
+            self._document["artifacts"],
+            self._document["measurements"],
+            model_facts(source),
+            machine,
+        )
 
     def document(self) -> dict[str, Any]:
         """What `run.json` says."""

@@ -82,6 +82,8 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
                 max_size=target.max_size, onnx=target.onnx_options(),
             )  # fmt: skip
             results.add_artifact(artifact, target.reasons, done)
+            if artifact.format == "gguf":
+                results.add_weights(stages.weights_stage(space, inputs, model, source, artifact))
             for runtime in installed_runtimes(artifact.format):
                 evaluated = stages.evaluate_stage(
                     space, recipe, inputs, model, artifact, runtime, yardstick, held_out
@@ -96,6 +98,7 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
                 space, recipe, inputs.base, inputs.base_sha256, "torch", "base"
             )
             results.add_measurement(bench)
+        results.add_predictions(source.source, stages.machine_stage(space))
         results.save(root)
         write_reports(results.document(), root)
     return results

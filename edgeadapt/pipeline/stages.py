@@ -6,17 +6,20 @@ import functools
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgeadapt.adapters.spec import read_spec
 from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.bench.machine import this_machine
 from edgeadapt.bench.run import bench_artifact
-from edgeadapt.console import progress
+from edgeadapt.console import log, progress
 from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.load import data_hash
+from edgeadapt.detect.profile import detect_profile, profile_yaml
+from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, export
 from edgeadapt.fidelity.compare import engine_identity
 from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
@@ -40,6 +43,7 @@ from edgeadapt.runtimes.registry import installed_runtimes
 
 TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 PARITY = "parity.json"
+PROFILE = "profile.yaml"
 REFERENCE_TOOLS = ("torch", "transformers")
 EXPORT_TOOLS = {
     "gguf": ("gguf", "llama-cpp-python"),
@@ -215,6 +219,37 @@ def export_stage(
     return open_artifact(result.folder / name), result
 
 
+def weights_stage(
+    space: Workspace, inputs: Inputs, model: Adapted, source: ModelToExport, artifact: Artifact
+) -> StageResult:
+    """What quantization changed of each layer's weights."""
+    from edgeadapt.converters.gguf.weight_error import weight_errors
+
+    key = {"artifact": artifact.sha256(), "base": inputs.base_sha256, "adapter": model.identity}
+
+    def work(folder: Path) -> None:
+        found = weight_errors(artifact.files, source.source)
+        write_json(folder / "weights.json", [asdict(tensor) for tensor in found])
+
+    return space.stage(f"weights-{artifact.quantization}", key, work)
+
+
+def machine_stage(space: Workspace) -> StageResult | None:
+    """A profile of this machine, to predict what is measured on it; None if there can be none."""
+    machine = this_machine()
+    key = {"machine": [machine.cpu, machine.available_cores, machine.memory_bytes]}
+
+    def work(folder: Path) -> None:
+        text = profile_yaml(detect_profile("this-machine"))
+        (folder / PROFILE).write_text(text, encoding="utf-8")
+
+    try:
+        return space.stage("machine", key, work)
+    except InputError as error:
+        log.warning("nothing is predicted for this machine: %s", error)
+        return None
+
+
 def evaluate_stage(
     space: Workspace,
     recipe: Recipe,
@@ -255,8 +290,6 @@ def bench_stage(
     space: Workspace, recipe: Recipe, path: Path, sha256: str, runtime: str, label: str
 ) -> StageResult:
     """Latency and memory of an artifact on a runtime."""
-    from edgeadapt.bench.machine import this_machine
-
     settings = recipe.bench
     threads = settings.threads or available_threads()
     machine = this_machine()

@@ -99,6 +99,24 @@ def test_each_artifact_is_measured_against_the_merged_model(
             assert (kept["bits_kl"] is None) == (artifact["quantization"] == "fp32")
 
 
+def test_every_measurement_has_its_prediction_and_every_gguf_its_error(
+    finished: tuple[Recipe, Path, dict[str, Any]],
+) -> None:
+    document = finished[2]
+    told = [(p["quantization"], p["runtime"]) for p in document["predictions"] if p["measured"]]
+    assert sorted(told) == sorted(
+        (m["artifact"]["quantization"], m["runtime"]["name"])
+        for m in document["measurements"]
+        if m["artifact"]["format"] != "hf"
+    )
+    for prediction in document["predictions"]:
+        speed = prediction["decode_tps"]
+        assert 0 < speed["low"] < speed["median"] < speed["high"]
+        assert prediction["memory_bytes"] > 0
+    for artifact in document["artifacts"]:
+        assert bool(artifact["weights"]) == (artifact["format"] == "gguf")
+
+
 def test_a_failed_gate_is_told_and_ends_with_1(
     finished: tuple[Recipe, Path, dict[str, Any]], workplace: Path, tmp_path: Path
 ) -> None:
