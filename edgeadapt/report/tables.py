@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+STAGES = "Stages"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Table:
     """How the figures were obtained."""
     numeric: frozenset[int] = frozenset()
     """Columns to align at the right."""
+    detail: bool = False
+    """For the report alone: a terminal shows the rest."""
 
 
 def verdict(document: dict[str, Any]) -> list[str]:
@@ -55,6 +58,9 @@ def all_tables(document: dict[str, Any]) -> list[Table]:
             _artifacts(document),
             _perplexity(document),
             *fidelity_tables(document["artifacts"]),
+            _gates(document),
+            _parity(document),
+            _predictions(document),
             _speed(document),
             _memory(document),
             _stages(document),
@@ -218,6 +224,91 @@ def _percent(figure: dict[str, Any] | None) -> str:
     return "-" if figure is None else f"{100 * figure['value']:.0f}%"
 
 
+def _gates(document: dict[str, Any]) -> Table:
+    """Every verdict: a gate's figure and its limit."""
+    rows = [
+        (
+            artifact["quantization"],
+            runtime,
+            gate["gate"],
+            "-" if gate["figure"] is None else f"{gate['figure']:.4g}",
+            "-" if isinstance(gate["limit"], bool) else f"{gate['limit']:.4g}",
+            ("passed" if gate["passed"] else "FAILED") + (f": {gate['note']}" * bool(gate["note"])),
+        )
+        for artifact in document["artifacts"]
+        for runtime, judged in artifact.get("fidelity", {}).items()
+        for gate in judged["gates"]
+    ]
+    return Table(
+        "Gates",
+        ("Model", "Engine", "Gate", "Figure", "Limit", "Verdict"),
+        tuple(rows),
+        "",
+        frozenset({3, 4}),
+        detail=True,
+    )
+
+
+def _parity(document: dict[str, Any]) -> Table:
+    rows = []
+    for artifact in document["artifacts"]:
+        found = artifact.get("parity") or {}
+        for runtime, mismatches in found.get("mismatches", {}).items():
+            odd = found["engine_differences"].get(runtime, ())
+            rows.append(
+                (
+                    artifact["quantization"], runtime, str(found["cases"]), str(len(mismatches)),
+                    str(len(odd)) + (f": {odd[0]['message']}" if odd else ""),
+                )
+            )  # fmt: skip
+    return Table(
+        "Parity of text",
+        ("Model", "Engine", "Texts", "Differ", "Limits of the engine"),
+        tuple(rows),
+        "Chats, odd Unicode, added tokens and the whole vocabulary, rendered and tokenized from "
+        "the shipped files and compared with the original tokenizer. Limits of the engine: odd "
+        "text that it treats otherwise with the original's files too.",
+        frozenset({2, 3}),
+        detail=True,
+    )
+
+
+def _predictions(document: dict[str, Any]) -> Table:
+    measured = {
+        (m["artifact"]["quantization"], m["runtime"]["name"]): m for m in document["measurements"]
+    }
+    rows = []
+    for told in document.get("predictions", ()):
+        found = measured.get((told["quantization"], told["runtime"])) if told["measured"] else None
+        decode = told["decode_tps"]
+        rows.append(
+            (
+                "this machine" if told["measured"] else told["device"],
+                told["quantization"],
+                told["runtime"],
+                f"{decode['low']:.3g}-{decode['high']:.3g}",
+                "-" if found is None else _within(found["decode_tps"]["median"], decode),
+                f"{told['memory_bytes'] / MIB:.0f}",
+                "-" if found is None else _mib(found["memory"]["peak_rss"]),
+            )
+        )
+    return Table(
+        "Prediction and measurement",
+        ("On", "Model", "Engine", "Decode, 80%", "Measured", "MiB", "Measured"),
+        tuple(rows),
+        "Decoded tokens a second: the interval that should hold four cases of five, from physics "
+        "and published measurements, and what was measured here; devices that this machine is not "
+        "were not measured. Memory: weights, KV cache and an allowance for the engine, beside the "
+        "largest resident memory of the measured process, interpreter included.",
+        frozenset({3, 4, 5, 6}),
+    )
+
+
+def _within(value: float, bounds: dict[str, float]) -> str:
+    inside = bounds["low"] <= value <= bounds["high"]
+    return f"{value:.1f}" + ("" if inside else " (outside)")
+
+
 def _speed(document: dict[str, Any]) -> Table:
     rows = []
     for m in document["measurements"]:
@@ -270,11 +361,12 @@ def _stages(document: dict[str, Any]) -> Table:
         for stage in document["stages"]
     ]
     return Table(
-        "Stages",
+        STAGES,
         ("Folder", "Seconds", "Reused"),
         tuple(rows),
         "A reused stage shows the time that it took when it was made.",
         frozenset({1}),
+        detail=True,
     )
 
 

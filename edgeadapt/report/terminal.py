@@ -11,7 +11,7 @@ from edgeadapt.report.tables import Table, all_tables, verdict
 
 def summary(document: dict[str, Any], width: int = 80) -> str:
     """Verdict and tables as text of at most `width` columns."""
-    shown = [table for table in all_tables(document) if table.title != "Stages"]
+    shown = [table for table in all_tables(document) if not table.detail]
     return draw(shown, verdict(document), width)
 
 
