@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.console import log
 from edgeadapt.converters.onnx.builder import BuilderWriter
 from edgeadapt.converters.onnx.options import OnnxOptions, settle
 from edgeadapt.runtimes import SessionSettings, get_runtime
@@ -85,6 +86,19 @@ def test_embedding_reads_the_8_bit_head(tiny_model: Path) -> None:
     size = (artifact.path / "model.onnx.data").stat().st_size
     assert size < 1.05 * own.stat().st_size
     assert 0 < relative_error(artifact, tiny_model) < 0.05
+
+
+def test_zero_points_left_out_are_told(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model's rows of 96 are three blocks of 32, which onnxruntime cannot pack."""
+    monkeypatch.setattr(log, "propagate", True)
+    artifact = exported(tiny_model, "int4", "builder", "rtn")
+    assert artifact.lineage["settings"]["symmetric"] is True
+    told = artifact.lineage["zero_points"]
+    assert "exporter builder" in told and "odd number of blocks of 32" in told
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [told]
+    assert all(len(n.input) == 3 for n in graph_of(artifact).node if n.op_type == "MatMulNBits")
 
 
 def test_stop_ids_are_the_models_own(tmp_path: Path) -> None:
