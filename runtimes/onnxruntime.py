@@ -72,7 +72,7 @@ class OnnxruntimeSession(HfText, Session):
         self.stop_ids = folder.stop_ids
         self.vocab_size = folder.vocab_size
         self.position = 0
-        self._context = min(settings.context, folder.context_length)
+        self.capacity = min(settings.context, folder.context_length)
         self._ort = ort
         self._errors = _engine_errors()
         provider = require(settings.provider)
@@ -91,13 +91,13 @@ class OnnxruntimeSession(HfText, Session):
             self._cache = self._make_cache(folder)
         self._binding = self._session.io_binding()
         self._folder, self._adapter = folder.path, dict[str, Any]()
-        self._mask = np.ones((1, self._context), dtype=np.int64)
+        self._mask = np.ones((1, self.capacity), dtype=np.int64)
         self._last: Float32Array = np.zeros((1, 1, self.vocab_size), dtype=np.float32)
 
     def _make_cache(self, folder: OnnxFolder) -> KvCache:
         decoder, names = folder.decoder, cache_names(folder.decoder)
         heads, size = decoder["num_key_value_heads"], decoder["head_size"]
-        shape = CacheShape(heads, size, self._context)
+        shape = CacheShape(heads, size, self.capacity)
         dtype = tensor_dtype(self._inputs[next(iter(names))].type)
         if (folder.genai.get("search") or {}).get("past_present_share_buffer"):
             return SharedCache(self._ort, names, shape, dtype)
@@ -130,7 +130,7 @@ class OnnxruntimeSession(HfText, Session):
         return logits if whole else logits.astype(np.float32)
 
     def _feed(self, ids: Sequence[int], all_logits: Float32Array | None = None) -> None:
-        check_room(self.position, len(ids), self._context)
+        check_room(self.position, len(ids), self.capacity)
         for start in range(0, len(ids), _PREFILL_CHUNK):
             part = ids[start : start + _PREFILL_CHUNK]
             logits = self._run(part)

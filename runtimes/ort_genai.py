@@ -104,7 +104,7 @@ class OrtGenaiSession(HfText, Session):
         self.position = 0
         self._og, self._folder, self._adapters = og, folder.path, None
         self._threads = settings.threads
-        self._context = min(settings.context, folder.context_length)
+        self.capacity = min(settings.context, folder.context_length)
         self._logits_name = folder.decoder["outputs"]["logits"]
         session_options = {"intra_op_num_threads": settings.threads, "log_severity_level": _FATAL}
         provider = require(settings.provider, genai=True)
@@ -121,12 +121,12 @@ class OrtGenaiSession(HfText, Session):
 
     def _new_generator(self) -> Any:
         params = self._og.GeneratorParams(self._model)
-        params.set_search_options(max_length=self._context, do_sample=False)
+        params.set_search_options(max_length=self.capacity, do_sample=False)
         return self._og.Generator(self._model, params)
 
     def forward(self, ids: Sequence[int]) -> None:
         """Run tokens through the model; see `Session.forward`."""
-        check_room(self.position, len(ids), self._context)
+        check_room(self.position, len(ids), self.capacity)
         try:
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
         except RuntimeError as error:  # what its C++ exceptions become
