@@ -17,7 +17,7 @@ from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.runtimes.onnx_adapter import read_adapter
-from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading, said
 from edgeadapt.runtimes.onnx_providers import GENAI_PROVIDERS, require
 
 _FATAL = 4
@@ -73,7 +73,7 @@ class OrtGenaiText(HfEngineText):
             self._own.update_options(add_special_tokens="true" if add_special else "false")
             return [int(token) for token in self._own.encode(text)]
         except RuntimeError as error:
-            raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+            raise RuntimeFailure(f"onnxruntime-genai: {said(error)}") from error
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] | None = None
@@ -85,7 +85,7 @@ class OrtGenaiText(HfEngineText):
                 json.dumps(list(messages), ensure_ascii=False), add_generation_prompt=True, **more
             )
         except RuntimeError as error:  # what its C++ exceptions become
-            raise InputError(f"onnxruntime-genai: {str(error).strip()}") from error
+            raise InputError(f"onnxruntime-genai: {said(error)}") from error
         return text
 
 
@@ -131,7 +131,7 @@ class OrtGenaiSession(HfText, Session):
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
         except RuntimeError as error:  # what its C++ exceptions become
             self._generator.rewind_to(self.position)
-            raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+            raise RuntimeFailure(f"onnxruntime-genai: {said(error)}") from error
         self.position += len(ids)
 
     def greedy(self) -> int:
@@ -166,7 +166,7 @@ class OrtGenaiSession(HfText, Session):
             try:
                 adapters.load(str(path), _ADAPTER)
             except RuntimeError as error:
-                raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+                raise RuntimeFailure(f"onnxruntime-genai: {said(error)}") from error
         del self._generator
         if self._adapters is not None:
             self._adapters.unload(_ADAPTER)

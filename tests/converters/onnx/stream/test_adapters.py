@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,10 @@ def _half(values: dict[str, np.ndarray]) -> None:
     del values[A]
 
 
+def _float16(values: dict[str, np.ndarray]) -> None:
+    values[A] = values[A].astype(np.float16)
+
+
 DAMAGES = {
     "missing": (_missing, InputError, "no file"),
     "truncated": (_truncated, CorruptFileError, "not an adapter"),
@@ -230,6 +235,7 @@ DAMAGES = {
     "wrong width": (_changed(_wrong_width), AdapterError, "another graph"),
     "unknown product": (_changed(_unknown_name), AdapterError, r"layers\.9"),
     "half": (_changed(_half), AdapterError, "lacks A or B"),
+    "float16": (_changed(_float16), AdapterError, r"takes tensor\(float\)"),
     "other base": (_changed(lambda _: None, version=7), AdapterError, "another base"),
 }
 
@@ -249,6 +255,10 @@ def test_what_does_not_fit_is_refused(
         session.use_adapter(bad)
     np.testing.assert_array_equal(session.all_logits(IDS), before)
     assert capfd.readouterr().out == ""
+    command = ["chat", folder, "--runtime", engine, "--prompt", "hi", "--adapter", bad]
+    said = CliRunner().invoke(cli, [str(argument) for argument in command])
+    assert said.exit_code == 2
+    assert re.search(text, said.stderr) and said.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)
