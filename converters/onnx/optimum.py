@@ -21,6 +21,7 @@ from typing import Any
 from edgeadapt.converters.base import ConversionRequest
 from edgeadapt.converters.onnx.builder import check_installed
 from edgeadapt.converters.onnx.child import Step, run_child, run_steps
+from edgeadapt.converters.onnx.names import genai_names
 from edgeadapt.converters.onnx.options import Settings
 from edgeadapt.converters.onnx.source_folder import plain_config, write_source
 from edgeadapt.converters.onnx.writers import GraphWriter
@@ -30,21 +31,6 @@ from edgeadapt.files import cache_dir, read_json, write_json
 CONSTRAINTS = "constraints-optimum.txt"
 READY = "edgeadapt-ready.json"
 """Written last into an environment: versions of what it holds."""
-
-_NAMES = {
-    "inputs": {
-        "input_ids": "input_ids",
-        "attention_mask": "attention_mask",
-        "position_ids": "position_ids",
-        "past_key_names": "past_key_values.%d.key",
-        "past_value_names": "past_key_values.%d.value",
-    },
-    "outputs": {
-        "logits": "logits",
-        "present_key_names": "present.%d.key",
-        "present_value_names": "present.%d.value",
-    },
-}
 
 
 def environment() -> Path:
@@ -200,7 +186,7 @@ def genai_config(config: dict[str, Any], cache: dict[str, int]) -> dict[str, Any
                 "num_attention_heads": heads,
                 "num_hidden_layers": cache["layers"],
                 "num_key_value_heads": cache["heads"],
-                **_NAMES,
+                **genai_names(positions=True),
             },
         },
         "search": {"max_length": context, "past_present_share_buffer": False},

@@ -160,7 +160,10 @@ def settle(
 
 
 def sensitive_layers(layers: int) -> list[int]:
-    """Layers that mixed types give 8 bits: llama.cpp's rule, which the builder follows too."""
+    """Layers that mixed types give 8 bits, by llama.cpp's rule (`use_more_bits`, llama-quant.cpp).
+
+    The first and last eighth and every third between; the builder follows it too.
+    """
     return [
         layer
         for layer in range(layers)
