@@ -62,6 +62,25 @@ _LIBRARIES = 600 << 20
 """Memory that torch, transformers and onnx take before they hold a model."""
 
 
+def estimate(format: str, request: ConversionRequest, out: Path) -> ExportPlan:
+    """What a converter takes that builds on other libraries.
+
+    That is the whole model in float32 in a scratch folder, twice in memory, and the output beside
+    them.
+    """
+    whole = 4 * parameter_count(request.source)
+    bits = _BITS.get(request.quantization, 32)
+    output = whole * bits // 32
+    return ExportPlan(
+        format,
+        request.quantization,
+        files={out.name: output},
+        memory=2 * whole + _LIBRARIES,
+        disk=whole + 2 * output,
+        exact=False,
+    )
+
+
 class Converter(abc.ABC):
     """One artifact format."""
 
@@ -72,23 +91,10 @@ class Converter(abc.ABC):
     def plan(self, request: ConversionRequest, out: Path) -> ExportPlan:
         """What `convert` will take; unless a format knows better, an estimate.
 
-        It counts what a converter that builds on other libraries does: the whole model in float32
-        in a scratch folder, twice in memory, and the output beside them.
-
         Raises:
             InputError: as `convert`.
         """
-        whole = 4 * parameter_count(request.source)
-        bits = _BITS.get(request.quantization, 32)
-        output = whole * bits // 32
-        return ExportPlan(
-            self.format,
-            request.quantization,
-            files={out.name: output},
-            memory=2 * whole + _LIBRARIES,
-            disk=whole + 2 * output,
-            exact=False,
-        )
+        return estimate(self.format, request, out)
 
     @abc.abstractmethod
     def convert(self, request: ConversionRequest, out: Path) -> Artifact:

@@ -45,7 +45,7 @@ class Conversation:
 
         Args:
             session: a loaded model.
-            context: tokens that its KV cache holds.
+            context: most tokens of conversation it sees; no more than its KV cache holds.
             system: a system message to begin with.
             max_tokens: most tokens in an answer.
             temperature: 0 for greedy.
@@ -59,7 +59,10 @@ class Conversation:
         """Tokens of the last prompt that were in the KV cache already."""
         self.cut = False
         """The last answer reached a limit instead of ending by itself."""
-        self._context = context
+        self._context = min(context, session.capacity)
+        self._remedy = "shorten it" + (
+            ", or raise --context" if context <= session.capacity else ""
+        )
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._seed = seed
@@ -119,7 +122,7 @@ class Conversation:
             if len(self.messages) - first <= 1:
                 raise InputError(
                     f"this message takes {total} tokens of a context of {self._context}, of which "
-                    f"{room} are kept for the answer; shorten it, or raise --context"
+                    f"{room} are kept for the answer; {self._remedy}"
                 )
             del self.messages[first : first + 2]
             self.dropped_turns += 1

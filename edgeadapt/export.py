@@ -19,7 +19,7 @@ from edgeadapt.adapters import (
 )
 from edgeadapt.adapters.held import HeldSource, held_base
 from edgeadapt.adapters.spec import CONFIG, WEIGHTS
-from edgeadapt.adapters.vocabulary import folder_with_texts
+from edgeadapt.adapters.vocabulary import brings_texts, folder_with_texts
 from edgeadapt.artifact import MANIFEST, Artifact
 from edgeadapt.base_model import DEFAULT, base_hash, file_sha256, resolve_base
 from edgeadapt.console import log
@@ -148,6 +148,11 @@ def export_adapter(
     write = get_adapter_writer(format)
     model, path = open_model(base, revision=revision), choices[0].path
     spec = checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
+    if brings_texts(model.folder, path):
+        log.warning(
+            "the adapter %s was saved with another tokenizer or chat template than the base's, "
+            "which no adapter file holds: the artifact beside it must ship them", path.name,
+        )  # fmt: skip
     stored = quantization or "F32"
     lineage = model.lineage | {
         "adapter": adapter_lineage(spec),

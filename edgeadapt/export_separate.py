@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeadapt.adapters import low_rank_updates, parse_adapters
+from edgeadapt.adapters.vocabulary import TOKENIZER, brings_texts, folder_with_texts
 from edgeadapt.artifact import Artifact
+from edgeadapt.console import log
 from edgeadapt.converters.onnx.options import OnnxOptions, SeparateAdapter
-from edgeadapt.errors import InputError
-from edgeadapt.export import adapter_lineage, checked_spec, export, open_model
+from edgeadapt.errors import AdapterError, InputError
+from edgeadapt.export import ModelToExport, adapter_lineage, checked_spec, export, open_model
 
 
 def export_with_adapters(
@@ -40,8 +42,24 @@ def export_with_adapters(
         onnx: further options of the export.
 
     Raises:
-        InputError: something is missing, or `out` exists.
-        UnsupportedError: an adapter is more than a plain LoRA, or the graph cannot take it.
+        InputError: as `open_with_adapters`, or `out` exists.
+        UnsupportedError: as `open_with_adapters`, or the graph cannot take an adapter.
+    """
+    model, apart = open_with_adapters(base, adapters, revision=revision, any_base=any_base)
+    options = replace(onnx or OnnxOptions(), adapters=apart)
+    return export(model, "onnx", quantization, out, threads=threads, onnx=options)
+
+
+def open_with_adapters(
+    base: str, adapters: Sequence[str | Path], *, revision: str | None, any_base: bool
+) -> tuple[ModelToExport, tuple[SeparateAdapter, ...]]:
+    """The plain base with the texts that its adapters were trained with, and the adapters.
+
+    Raises:
+        InputError: something is missing, or two adapters have one name.
+        AdapterError: one belongs to another base, or the tokenizers or chat templates that they
+            were saved with differ: the folder of a graph holds one.
+        UnsupportedError: an adapter is more than a plain LoRA.
     """
     choices = parse_adapters(adapters)
     if any(choice.weight is not None for choice in choices):
@@ -53,12 +71,28 @@ def export_with_adapters(
     digest = model.lineage["base"]["sha256"]
     specs = [checked_spec(choice.path, base, digest, any_base) for choice in choices]
     lineage = {"mode": "separate", "adapters": [adapter_lineage(spec) for spec in specs]}
-    options = replace(
-        onnx or OnnxOptions(),
-        adapters=tuple(
-            SeparateAdapter(name, tuple(low_rank_updates(model.source, choice.path)))
-            for name, choice in zip(names, choices, strict=True)
-        ),
+    apart = tuple(
+        SeparateAdapter(name, tuple(low_rank_updates(model.source, choice.path)))
+        for name, choice in zip(names, choices, strict=True)
     )
-    model = replace(model, lineage=model.lineage | lineage)
-    return export(model, "onnx", quantization, out, threads=threads, onnx=options)
+    folder = _folder_with_texts(model.folder, [choice.path for choice in choices])
+    return replace(model, folder=folder, lineage=model.lineage | lineage), apart
+
+
+def _folder_with_texts(base: Path, adapters: Sequence[Path]) -> Path:
+    """As `folder_with_texts`, but one with the base's own texts counts as well."""
+    own = next((path for path in adapters if brings_texts(base, path)), None)
+    if own is None:
+        return base
+    for other in adapters:
+        if brings_texts(own, other):
+            raise AdapterError(
+                f"the adapters {own.name} and {other.name} come with different tokenizers or chat "
+                "templates, and the folder of a graph holds one; export a folder for each"
+            )
+        if not (other / TOKENIZER).is_file():
+            log.warning(
+                "the adapter %s was saved without a tokenizer; it gets that of %s",
+                other.name, own.name,
+            )  # fmt: skip
+    return folder_with_texts(base, [own])

@@ -281,14 +281,13 @@ def _nll(logits: Float32Array, wanted: npt.NDArray[Any]) -> npt.NDArray[np.float
 
 def run_sample(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The `sample` job, in the child."""
-    context = payload["context"] or 2048
-    session = open_session(payload, context=context)
+    session = open_session(payload, context=payload["context"] or 2048)
     answers = []
     try:
         for messages in payload["conversations"]:
             session.reset()
             ids = session.encode(session.render(messages))
-            limit = min(payload["max_tokens"], context - len(ids))
+            limit = min(payload["max_tokens"], session.capacity - len(ids))
             tokens = list(session.generate(ids, max_tokens=limit))
             text = b"".join(session.token_bytes(t) for t in tokens).decode("utf-8", "replace")
             answers.append(

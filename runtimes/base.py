@@ -41,6 +41,9 @@ class Session(abc.ABC):
     """Width of the logits."""
     position: int
     """Tokens now in the KV cache."""
+    capacity: int
+    """Most tokens that the KV cache holds: as many as were asked for, or the model has positions.
+    `forward` refuses more."""
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.errors import CorruptFileError, InputError
+from edgeadapt.errors import AdapterError, CorruptFileError, InputError
 from edgeadapt.extras import need
 from edgeadapt.lora_slots import LoraSlots
+
+_DTYPE = "tensor(float)"
 
 
 def read_adapter(path: Path, folder: Path) -> dict[str, Any]:
@@ -35,4 +37,10 @@ def read_adapter(path: Path, folder: Path) -> dict[str, Any]:
             f"{path} is not an adapter that onnxruntime can read; export it again"
         ) from error
     slots.check(path, version, {name: tuple(v.shape()) for name, v in parameters.items()})
+    for name, value in parameters.items():
+        if value.data_type() != _DTYPE:
+            raise AdapterError(
+                f"{path} holds {name} as {value.data_type()}, the graph takes {_DTYPE}; "
+                "export it again"
+            )
     return parameters

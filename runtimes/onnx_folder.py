@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.artifact import Artifact
+from edgeadapt.artifact import MANIFEST, Artifact
 from edgeadapt.cpu import this_cpu
 from edgeadapt.errors import CorruptFileError, InputError
 from edgeadapt.files import read_json
@@ -106,10 +106,32 @@ def loading(folder: OnnxFolder, *raised: type[Exception]) -> Iterator[None]:
     try:
         yield
     except raised as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = _damage(folder.path) or said(error)[:300]
         raise CorruptFileError(
-            f"ONNX Runtime cannot load {folder.graph}: {text[:300]}; export again"
+            f"ONNX Runtime cannot load {folder.graph}: {text}; export again"
         ) from error
+
+
+def said(error: Exception) -> str:
+    """An engine's own words, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _damage(folder: Path) -> str | None:
+    """Which file of graph and weights is not as the manifest says; None if none, or no manifest.
+
+    Engines tell what they met inside of themselves, not which file is short.
+    """
+    path = folder / MANIFEST
+    record = read_json(path) if path.is_file() else {}
+    for name, entry in (record.get("files") or {}).items():
+        if ".onnx" not in Path(name).suffixes:
+            continue
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (size := (folder / name).stat().st_size) != entry["bytes"]:
+            return f"{name} has {size:,} bytes, it was written with {entry['bytes']:,}"
+    return None
 
 
 def kernel_features() -> str:

@@ -24,7 +24,7 @@ from edgeadapt.runtimes.onnx_cache import (
     cache_names,
     tensor_dtype,
 )
-from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading, said
 from edgeadapt.runtimes.onnx_providers import PROVIDERS, check_taken, require
 
 _FATAL = 4
@@ -72,7 +72,7 @@ class OnnxruntimeSession(HfText, Session):
         self.stop_ids = folder.stop_ids
         self.vocab_size = folder.vocab_size
         self.position = 0
-        self._context = min(settings.context, folder.context_length)
+        self.capacity = min(settings.context, folder.context_length)
         self._ort = ort
         self._errors = _engine_errors()
         provider = require(settings.provider)
@@ -87,17 +87,22 @@ class OnnxruntimeSession(HfText, Session):
         outputs = {entry.name: entry for entry in self._session.get_outputs()}
         self._logits_name = folder.decoder["outputs"]["logits"]
         with _as_described(folder):
-            self._dtype = tensor_dtype(outputs[self._logits_name].type)
-            self._cache = self._make_cache(folder)
+            logits = outputs[self._logits_name]
+            _check_shape(logits, (-1,), (self.vocab_size,))
+            self._dtype = tensor_dtype(logits.type)
+            self._cache = self._make_cache(folder, outputs)
         self._binding = self._session.io_binding()
         self._folder, self._adapter = folder.path, dict[str, Any]()
-        self._mask = np.ones((1, self._context), dtype=np.int64)
+        self._mask = np.ones((1, self.capacity), dtype=np.int64)
         self._last: Float32Array = np.zeros((1, 1, self.vocab_size), dtype=np.float32)
 
-    def _make_cache(self, folder: OnnxFolder) -> KvCache:
+    def _make_cache(self, folder: OnnxFolder, outputs: Mapping[str, Any]) -> KvCache:
         decoder, names = folder.decoder, cache_names(folder.decoder)
         heads, size = decoder["num_key_value_heads"], decoder["head_size"]
-        shape = CacheShape(heads, size, self._context)
+        for past, present in names.items():
+            for entry in (self._inputs[past], outputs[present]):
+                _check_shape(entry, (1, 3), (heads, size))
+        shape = CacheShape(heads, size, self.capacity)
         dtype = tensor_dtype(self._inputs[next(iter(names))].type)
         if (folder.genai.get("search") or {}).get("past_present_share_buffer"):
             return SharedCache(self._ort, names, shape, dtype)
@@ -124,13 +129,13 @@ class OnnxruntimeSession(HfText, Session):
         try:
             self._session.run_with_iobinding(self._binding)
         except self._errors as error:
-            raise RuntimeFailure(f"onnxruntime: {str(error).strip()}") from error
+            raise RuntimeFailure(f"onnxruntime: {said(error)}") from error
         self._cache.done()
         self.position = end
         return logits if whole else logits.astype(np.float32)
 
     def _feed(self, ids: Sequence[int], all_logits: Float32Array | None = None) -> None:
-        check_room(self.position, len(ids), self._context)
+        check_room(self.position, len(ids), self.capacity)
         for start in range(0, len(ids), _PREFILL_CHUNK):
             part = ids[start : start + _PREFILL_CHUNK]
             logits = self._run(part)
@@ -208,6 +213,18 @@ def _as_described(folder: OnnxFolder) -> Iterator[None]:
             f"{folder.graph} is not the graph that genai_config.json describes: {error!r}; "
             "export again"
         ) from error
+
+
+def _check_shape(entry: Any, axes: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    """See that an input or output of the graph is as large as it is thought to be.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for axis, size in zip(axes, sizes, strict=True):
+        found = entry.shape[axis]
+        if isinstance(found, int) and found != size:  # names stand for what may vary
+            raise ValueError(f"{entry.name} has shape {entry.shape}, expected {size} in it")
 
 
 def _options(ort: Any, threads: int, entries: Mapping[str, str]) -> Any:

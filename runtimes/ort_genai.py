@@ -17,7 +17,7 @@ from edgeadapt.extras import need
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.runtimes.onnx_adapter import read_adapter
-from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading
+from edgeadapt.runtimes.onnx_folder import OnnxFolder, kernel_features, loading, said
 from edgeadapt.runtimes.onnx_providers import GENAI_PROVIDERS, require
 
 _FATAL = 4
@@ -73,7 +73,7 @@ class OrtGenaiText(HfEngineText):
             self._own.update_options(add_special_tokens="true" if add_special else "false")
             return [int(token) for token in self._own.encode(text)]
         except RuntimeError as error:
-            raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+            raise RuntimeFailure(f"onnxruntime-genai: {said(error)}") from error
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] | None = None
@@ -85,7 +85,7 @@ class OrtGenaiText(HfEngineText):
                 json.dumps(list(messages), ensure_ascii=False), add_generation_prompt=True, **more
             )
         except RuntimeError as error:  # what its C++ exceptions become
-            raise InputError(f"onnxruntime-genai: {str(error).strip()}") from error
+            raise InputError(f"onnxruntime-genai: {said(error)}") from error
         return text
 
 
@@ -104,7 +104,7 @@ class OrtGenaiSession(HfText, Session):
         self.position = 0
         self._og, self._folder, self._adapters = og, folder.path, None
         self._threads = settings.threads
-        self._context = min(settings.context, folder.context_length)
+        self.capacity = min(settings.context, folder.context_length)
         self._logits_name = folder.decoder["outputs"]["logits"]
         session_options = {"intra_op_num_threads": settings.threads, "log_severity_level": _FATAL}
         provider = require(settings.provider, genai=True)
@@ -121,17 +121,17 @@ class OrtGenaiSession(HfText, Session):
 
     def _new_generator(self) -> Any:
         params = self._og.GeneratorParams(self._model)
-        params.set_search_options(max_length=self._context, do_sample=False)
+        params.set_search_options(max_length=self.capacity, do_sample=False)
         return self._og.Generator(self._model, params)
 
     def forward(self, ids: Sequence[int]) -> None:
         """Run tokens through the model; see `Session.forward`."""
-        check_room(self.position, len(ids), self._context)
+        check_room(self.position, len(ids), self.capacity)
         try:
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
         except RuntimeError as error:  # what its C++ exceptions become
             self._generator.rewind_to(self.position)
-            raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+            raise RuntimeFailure(f"onnxruntime-genai: {said(error)}") from error
         self.position += len(ids)
 
     def greedy(self) -> int:
@@ -166,7 +166,7 @@ class OrtGenaiSession(HfText, Session):
             try:
                 adapters.load(str(path), _ADAPTER)
             except RuntimeError as error:
-                raise RuntimeFailure(f"onnxruntime-genai: {str(error).strip()}") from error
+                raise RuntimeFailure(f"onnxruntime-genai: {said(error)}") from error
         del self._generator
         if self._adapters is not None:
             self._adapters.unload(_ADAPTER)

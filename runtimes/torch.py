@@ -70,11 +70,11 @@ class TorchSession(HfText, Session):
         self.stop_ids = tokenizer.stop_ids or _config_stop_ids(model.config)
         self.vocab_size = int(model.config.vocab_size)
         longest = getattr(model.config, "max_position_embeddings", settings.context)
-        self._context = min(settings.context, int(longest))
+        self.capacity = min(settings.context, int(longest))
         self.reset()
 
     def _run(self, ids: Sequence[int], logits_to_keep: int) -> Any:
-        check_room(self.position, len(ids), self._context)
+        check_room(self.position, len(ids), self.capacity)
         try:
             with self._torch.inference_mode():
                 output = self._model(

@@ -23,6 +23,7 @@ from edgeadapt.cli import cli
 from edgeadapt.errors import InputError
 from edgeadapt.jobs import open_here
 from edgeadapt.runtimes.base import Float32Array, Session
+from tests.onnx_folders import exported
 
 pytest.importorskip("llama_cpp")
 
@@ -43,6 +44,10 @@ class Watched(Session):
     @property
     def position(self) -> int:  # type: ignore[override]
         return self._session.position
+
+    @property
+    def capacity(self) -> int:  # type: ignore[override]
+        return self._session.capacity
 
     def forward(self, ids: Sequence[int]) -> None:
         self._session.forward(ids)
@@ -226,6 +231,21 @@ def test_one_question_and_out(tiny_gguf: Path) -> None:
     assert code == 0
     assert out.endswith("\n")
     assert ">" not in out.splitlines()[0][:2]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "ort-genai", "torch"])
+def test_a_model_with_fewer_positions_than_the_context(tiny_model: Path, runtime: str) -> None:
+    """It has 256, and answers of a random model go on until something ends them."""
+    pytest.importorskip("onnxruntime_genai")
+    path = tiny_model if runtime == "torch" else exported(tiny_model, "fp32").path
+    arguments = [str(path), "--runtime", runtime, "--context", "4096", "--threads", "1"]
+    code, out, err = run([*arguments, "--json"], f"{QUESTIONS[0]}\n{QUESTIONS[1]}\n")
+    turns = json.loads(out)["turns"]
+    assert (code, [turn["user"] for turn in turns]) == (0, QUESTIONS[:2])
+    assert len(turns[0]["assistant"]) > 200
+    assert "256 tokens, fewer than the context of 4096" in err and "cut here" in err
+    code, _, err = run([*arguments, "--prompt", "word " * 300])
+    assert code == 2 and "of a context of 256" in err and "--context" not in err.splitlines()[-1]
 
 
 def test_piped_lines_are_turns(tiny_gguf: Path) -> None:

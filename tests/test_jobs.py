@@ -77,6 +77,18 @@ def test_samples_are_greedy_answers_under_the_template(tiny_gguf: Path) -> None:
     assert answers[0].finished == (len(tokens) < 9)
 
 
+def test_answers_end_where_the_model_has_no_more_positions(tiny_model: Path) -> None:
+    question = [{"role": "user", "content": SENTENCE}]
+    (answer,) = sample(tiny_model, [question], max_tokens=1000, context=2048)
+    session = open_here(tiny_model, context=2048, threads=1)
+    assert session.capacity == 256
+    assert answer.tokens == 256 - len(session.encode(session.render(question)))
+    assert not answer.finished
+    session.close()
+    with pytest.raises(InputError, match="do not fit a context of 256"):
+        sample(tiny_model, [[{"role": "user", "content": SENTENCE * 40}]], max_tokens=9)
+
+
 def test_a_live_adapter_needs_torch(tiny_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this runtime cannot use the adapter"):
         score(tiny_gguf, [Scored([1, 2], [True, True])], adapter=tmp_path)

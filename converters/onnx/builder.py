@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.converters.base import ConversionRequest
+from edgeadapt.converters.base import ConversionRequest, ExportPlan, estimate
 from edgeadapt.converters.onnx.child import Step, run_steps
 from edgeadapt.converters.onnx.options import Settings, sensitive_layers
 from edgeadapt.converters.onnx.source_folder import plain_config, write_source
 from edgeadapt.converters.onnx.writers import GraphWriter
 from edgeadapt.errors import MissingExtraError, UnsupportedError
+from edgeadapt.weights import parameter_count
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -36,6 +38,9 @@ ROPE_TYPES = ("default", "llama3", "longrope")
 """Rotary scalings for which the graph equals torch; with linear and yarn it is off by 5e-3."""
 
 NEEDS = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai")
+
+GRAPHS = 16 << 20
+"""Disk for what lies beside the weights: graphs, tokenizer, reports."""
 
 _ALWAYS = {
     "hf_token": "false",
@@ -65,6 +70,18 @@ class BuilderWriter(GraphWriter):
         if after(settings):
             described["quantizer"] = {"name": "onnxruntime", "version": version("onnxruntime")}
         return described
+
+    def plan(self, request: ConversionRequest, settings: Settings, out: Path) -> ExportPlan:
+        """An estimate; what is quantized afterwards is first written in float32.
+
+        onnxruntime's int8 quantizer writes the float32 graph once more for itself.
+        """
+        general = estimate("onnx", request, out)
+        if not after(settings):
+            return general
+        copies = 3 if settings.quantization == "int8-dynamic" else 2
+        whole = 4 * parameter_count(request.source)
+        return replace(general, disk=copies * whole + GRAPHS)
 
     def write(self, request: ConversionRequest, settings: Settings, folder: Path) -> None:
         """See `GraphWriter.write`."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeadapt.artifact import Artifact
+from edgeadapt.console import log
 from edgeadapt.converters.base import ConversionRequest, Converter, ExportPlan
 from edgeadapt.converters.onnx.genai_config import repair_genai_config
 from edgeadapt.converters.onnx.options import QUANTIZATIONS, Settings, settle
 from edgeadapt.converters.onnx.source_folder import copy_tokenizer
-from edgeadapt.converters.onnx.writers import choose_writer
+from edgeadapt.converters.onnx.writers import GraphWriter, choose_writer
 from edgeadapt.files import atomic_folder, check_disk
 from edgeadapt.tokenizer import ModelTokenizer
 from edgeadapt.weights import is_tied
@@ -23,8 +24,7 @@ class OnnxConverter(Converter):
 
     def plan(self, request: ConversionRequest, out: Path) -> ExportPlan:
         """The size to the byte from our own writer, else an estimate; see `Converter.plan`."""
-        settings = _settings(request)
-        writer = choose_writer(request, settings)
+        writer, settings = _prepare(request)
         writer.describe(request, settings)  # refuses what it cannot write
         plan = writer.plan(request, settings, out)
         return plan or super().plan(request, out)
@@ -38,9 +38,11 @@ class OnnxConverter(Converter):
             MissingExtraError: the exporter or what it needs is not installed.
             RuntimeFailure: the exporter failed.
         """
-        settings = _settings(request)
-        writer = choose_writer(request, settings)
+        writer, settings = _prepare(request)
         described = writer.describe(request, settings)
+        if settings.symmetric and request.onnx.symmetric is None:
+            described["zero_points"] = _left_out(writer, settings)
+            log.warning("%s", described["zero_points"])
         tokenizer = ModelTokenizer.from_folder(request.model_folder)
         lineage = request.lineage | {
             "name": request.name,
@@ -57,7 +59,21 @@ class OnnxConverter(Converter):
         return artifact
 
 
-def _settings(request: ConversionRequest) -> Settings:
-    shapes = [info.shape for info in request.source.tensors().values()]
-    widths = {shape[1] for shape in shapes if len(shape) == 2}
-    return settle(request.quantization, request.onnx, tied=is_tied(request.source), widths=widths)
+def _prepare(request: ConversionRequest) -> tuple[GraphWriter, Settings]:
+    """What writes the graph, and how; whether zero points can be packed depends on the writer."""
+    tied = is_tied(request.source)
+    settings = settle(request.quantization, request.onnx, tied=tied)
+    writer = choose_writer(request, settings)
+    if not writer.packs_odd_zeros:
+        shapes = [info.shape for info in request.source.tensors().values()]
+        widths = {shape[1] for shape in shapes if len(shape) == 2}
+        settings = settle(request.quantization, request.onnx, tied=tied, widths=widths)
+    return writer, settings
+
+
+def _left_out(writer: GraphWriter, settings: Settings) -> str:
+    return (
+        f"zero points are left out, as with --symmetric: the exporter {writer.name} cannot pack "
+        f"them, since some rows have an odd number of blocks of {settings.block_size}; another "
+        "--block-size may have an even one"
+    )

@@ -15,36 +15,24 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.converters.base import ConversionRequest
-from edgeadapt.converters.onnx.builder import check_installed
+from edgeadapt.converters.base import ConversionRequest, ExportPlan, estimate
+from edgeadapt.converters.onnx.builder import GRAPHS, check_installed
 from edgeadapt.converters.onnx.child import Step, run_child, run_steps
+from edgeadapt.converters.onnx.names import genai_names
 from edgeadapt.converters.onnx.options import Settings
 from edgeadapt.converters.onnx.source_folder import plain_config, write_source
 from edgeadapt.converters.onnx.writers import GraphWriter
 from edgeadapt.errors import MissingSetupError, UnsupportedError
 from edgeadapt.files import cache_dir, read_json, write_json
+from edgeadapt.weights import find_embedding, parameter_count
 
 CONSTRAINTS = "constraints-optimum.txt"
 READY = "edgeadapt-ready.json"
 """Written last into an environment: versions of what it holds."""
-
-_NAMES = {
-    "inputs": {
-        "input_ids": "input_ids",
-        "attention_mask": "attention_mask",
-        "position_ids": "position_ids",
-        "past_key_names": "past_key_values.%d.key",
-        "past_value_names": "past_key_values.%d.value",
-    },
-    "outputs": {
-        "logits": "logits",
-        "present_key_names": "present.%d.key",
-        "present_value_names": "present.%d.value",
-    },
-}
 
 
 def environment() -> Path:
@@ -104,6 +92,17 @@ class OptimumWriter(GraphWriter):
             described["quantizer"] = {"name": "onnxruntime", "version": version("onnxruntime")}
         return described
 
+    def plan(self, request: ConversionRequest, settings: Settings, out: Path) -> ExportPlan:
+        """An estimate: the source, what optimum writes and the graph made of it are float32 each.
+
+        Quantized, the embedding keeps a float32 table of its own.
+        """
+        general = estimate("onnx", request, out)
+        whole = 4 * parameter_count(request.source)
+        table = 4 * prod(request.source.tensors()[find_embedding(request.source)].shape)
+        output = general.output if settings.quantization == "fp32" else general.output + table
+        return replace(general, files={out.name: output}, disk=3 * whole + GRAPHS)
+
     def write(self, request: ConversionRequest, settings: Settings, folder: Path) -> None:
         """See `GraphWriter.write`."""
         scratch = folder / "scratch"
@@ -123,6 +122,8 @@ class OptimumWriter(GraphWriter):
             read_share=1.0,
         )
         write_json(folder / "genai_config.json", genai_config(config, outcome["cache"]))
+        for name in ("source", "optimum"):  # quantizing needs their room
+            shutil.rmtree(scratch / name, ignore_errors=True)
         if steps := quantizing(settings, layers):
             run_steps(
                 [step | {"folder": out} for step in steps],
@@ -200,7 +201,7 @@ def genai_config(config: dict[str, Any], cache: dict[str, int]) -> dict[str, Any
                 "num_attention_heads": heads,
                 "num_hidden_layers": cache["layers"],
                 "num_key_value_heads": cache["heads"],
-                **_NAMES,
+                **genai_names(positions=True),
             },
         },
         "search": {"max_length": context, "past_present_share_buffer": False},

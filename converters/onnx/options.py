@@ -66,7 +66,7 @@ class OnnxOptions:
     block_size: int | None = None
     """Weights of a row that share a scale."""
     symmetric: bool | None = None
-    """Without zero points; None: with them wherever they can be packed."""
+    """Without zero points; None: with them wherever the writer can pack them."""
     accuracy_level: int | None = None
     preset: str | None = None
     """Of int8-dynamic: one of `PRESETS`."""
@@ -124,7 +124,8 @@ def settle(
         quantization: one of `QUANTIZATIONS`.
         options: what was asked for.
         tied: whether the model's head is its embedding.
-        widths: lengths of the rows of its matrices.
+        widths: lengths of the rows of its matrices, where the writer packs 4-bit zero points only
+            in pairs.
 
     Raises:
         InputError: the quantization is unknown, or an option does not belong to it.
@@ -159,7 +160,10 @@ def settle(
 
 
 def sensitive_layers(layers: int) -> list[int]:
-    """Layers that mixed types give 8 bits: llama.cpp's rule, which the builder follows too."""
+    """Layers that mixed types give 8 bits, by llama.cpp's rule (`use_more_bits`, llama-quant.cpp).
+
+    The first and last eighth and every third between; the builder follows it too.
+    """
     return [
         layer
         for layer in range(layers)
@@ -190,21 +194,22 @@ def _symmetric(algorithm: str, options: OnnxOptions, block_size: int, odd: bool)
     """Whether zero points are left out.
 
     onnxruntime's quantizers pack 4-bit zero points two to a byte, and fail on rows with an odd
-    number of them.
+    number of them; its kernels do not.
     """
     if algorithm != "rtn":
         if options.symmetric:
             raise InputError(f"{algorithm} always has zero points; --symmetric is for rtn")
         if odd:
             raise UnsupportedError(
-                f"{algorithm} cannot pack the zero points of this model: some rows have an odd "
-                f"number of blocks of {block_size}; choose another --block-size, or rtn"
+                f"{algorithm} cannot pack the zero points of this model here: some rows have an "
+                f"odd number of blocks of {block_size}; choose another --block-size or --exporter, "
+                "or rtn"
             )
         return False
     if options.symmetric is False and odd:
         raise UnsupportedError(
             "this model's zero points cannot be packed: some rows have an odd number of blocks of "
-            f"{block_size}; choose another --block-size, or --symmetric"
+            f"{block_size}; choose another --block-size or --exporter, or --symmetric"
         )
     return odd if options.symmetric is None else options.symmetric
 

@@ -17,6 +17,9 @@ class GraphWriter(abc.ABC):
     """One way from weights to `model.onnx`, `model.onnx.data` and `genai_config.json`."""
 
     name: ClassVar[str]
+    packs_odd_zeros: ClassVar[bool] = False
+    """It packs 4-bit zero points also of rows with an odd number of them; onnxruntime's quantizers,
+    which most writers quantize with, do not."""
 
     @abc.abstractmethod
     def describe(self, request: ConversionRequest, settings: Settings) -> dict[str, Any]:

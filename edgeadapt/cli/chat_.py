@@ -41,7 +41,8 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
 )  # fmt: skip
 @click.option(
     "--context", type=click.IntRange(16), default=2048, show_default=True,
-    help="Tokens of conversation the model sees; the oldest turns are dropped beyond it.",
+    help="Tokens of conversation the model sees, if it takes as many; the oldest turns are dropped "
+    "beyond it.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Default: the physical cores available.")
 @provider_option
@@ -83,6 +84,11 @@ def command(
         context=context,
     )
     try:
+        if session.capacity < context:
+            log.info(
+                "The model takes %d tokens, fewer than the context of %d that was asked for; the "
+                "oldest turns are dropped beyond these.", session.capacity, context,
+            )  # fmt: skip
         conversation = Conversation(
             session,
             context=context,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from edgeadapt.errors import InputError
 if TYPE_CHECKING:
     from edgeadapt.converters.onnx.options import OnnxOptions
     from edgeadapt.export import ModelToExport
+    from edgeadapt.fidelity.parity import ParityReport
 
 
 @click.command()
@@ -102,7 +104,9 @@ def command(
                 "do not go with --adapter-mode separate"
             )
         kind = _check_separate(adapter, merging, device, format_)
-        _separate(base, adapter, revision, any_base, kind, quant, threads, onnx, out, as_json)
+        _separate(
+            base, adapter, revision, any_base, kind, quant, threads, onnx, parity, out, as_json
+        )
         return
     _check_target(device, format_, quant, gguf)
     model = merging.open(base, adapter, revision, any_base)
@@ -173,36 +177,42 @@ def _separate(
     quant: str | None,
     threads: int | None,
     onnx: OnnxOptions,
+    parity: bool | None,
     out: Path,
     as_json: bool,
 ) -> None:
     """An adapter as a file of its own, or an ONNX graph and its adapters."""
-    from edgeadapt.export import export_adapter
-    from edgeadapt.export_separate import export_with_adapters
+    from edgeadapt.converters.onnx.options import OnnxOptions
+    from edgeadapt.export import export, export_adapter
+    from edgeadapt.export_separate import open_with_adapters
+    from edgeadapt.fidelity.parity import ParityGate
     from edgeadapt.lora_slots import FOLDER, SUFFIX
 
+    found: ParityReport | None = None
     if format == "onnx" and out.suffix != SUFFIX:
         if quant is None:
             raise InputError("give --quant too: which onnx quantization to write the base in")
-        made = export_with_adapters(
-            base,
-            adapter,
-            quant,
-            out,
-            revision=revision,
-            any_base=any_base,
-            threads=threads,
-            onnx=onnx,
-        )
+        model, apart = open_with_adapters(base, adapter, revision=revision, any_base=any_base)
+        gate = ParityGate(model.folder, quick=parity is None)
+        made = export(
+            model, format, quant, out, threads=threads, onnx=replace(onnx, adapters=apart),
+            check=None if parity is False else gate,
+        )  # fmt: skip
+        found = gate.report
         use = f"edgeadapt chat {out} --adapter {out / FOLDER}/NAME{SUFFIX}"
     else:
+        if parity or onnx != OnnxOptions():
+            raise InputError(
+                "an adapter file holds no text and no graph: leave --parity and the options of "
+                "ONNX graphs (--exporter, --algorithm, --block-size, ...) out"
+            )
         made = export_adapter(
             base, adapter, format, quant, out, revision=revision, any_base=any_base
         )
         use = f"llama-cli -m BASE.gguf --lora {out}, with the base exported likewise"
         if format == "onnx":
             use = f"edgeadapt chat FOLDER --adapter {out}, with a folder exported likewise"
-    report(made, None, as_json)
+    report(made, None, as_json, parity=found)
     if not as_json:
         emit(f"use it: {use}")
 

@@ -26,7 +26,7 @@ class LlamaCppSession(Session):
         self._lib = lib
         self._model = model
         self._context = context
-        self._capacity = capacity
+        self.capacity = capacity
         self._text = LlamaCppText(lib, model)
         self._memory = lib.llama_get_memory(context)
         self._batch_size = int(lib.llama_n_batch(context))
@@ -82,9 +82,9 @@ class LlamaCppSession(Session):
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
             raise InputError("no tokens to run; give at least one")
-        if self.position + len(ids) > self._capacity:
+        if self.position + len(ids) > self.capacity:
             raise InputError(
-                f"{self.position + len(ids)} tokens do not fit a context of {self._capacity}; "
+                f"{self.position + len(ids)} tokens do not fit a context of {self.capacity}; "
                 "raise --context or shorten the input"
             )
         if min(ids) < 0 or max(ids) >= self.vocab_size:

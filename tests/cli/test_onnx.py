@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,64 @@ def test_provider_that_is_not_there(tiny_model: Path, provider: str, word: str) 
     assert word in result.stderr and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
-def test_damaged_graph(tiny_model: Path, tmp_path: Path, name: str) -> None:
+def _shorter(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    # what is done to which file, and what is said of it
+    "corrupt graph": (lambda path: path.write_bytes(b"no graph"), "model.onnx", "8 bytes"),
+    "no graph": (Path.unlink, "model.onnx", "missing"),
+    "truncated graph": (_shorter, "model.onnx", "bytes, it was written with"),
+    "no external data": (Path.unlink, "model.onnx.data", "model.onnx.data is missing"),
+    "truncated data": (_shorter, "model.onnx.data", "model.onnx.data has"),
+    "empty data": (lambda path: path.write_bytes(b""), "model.onnx.data", "has 0 bytes"),
+}
+
+
+def refused(artifact: Path, word: str, command: str, *arguments: object) -> None:
+    result = run(command, artifact, *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+    assert str(artifact) in result.stderr and word in result.stderr
+    assert result.stderr.endswith("export again\n")
+
+
+@pytest.mark.parametrize("exporter", ["stream", "builder"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "ort-genai"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder(
+    tiny_model: Path, tmp_path: Path, damage: str, runtime: str, exporter: str
+) -> None:
+    """Some damages show only while the engine builds the graph: its words are of no use then."""
+    change, name, word = DAMAGES[damage]
+    shutil.copytree(exported(tiny_model, "fp32", exporter).path, tmp_path / "copy")
+    change(tmp_path / "copy" / name)
+    refused(tmp_path / "copy", word, "chat", "--runtime", runtime, "--prompt", "hi")
+
+
+def test_damaged_folder_in_a_child(tiny_model: Path, tmp_path: Path) -> None:
+    """`bench` and `evaluate` run models in processes of their own."""
+    copy, data = tmp_path / "copy", tmp_path / "held.jsonl"
+    shutil.copytree(exported(tiny_model, "fp32").path, copy)
+    _shorter(copy / "model.onnx.data")
+    refused(copy, "model.onnx.data has", "bench", "--runtime", "onnxruntime", "-q")
+    data.write_text(json.dumps({"prompt": "def main(x)", "completion": "return str(x)"}))
+    more = ("--base", tiny_model, "--data", data, "--runtime", "ort-genai", "-q")
+    refused(copy, "model.onnx.data has", "evaluate", *more)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [("num_hidden_layers", 3, "past_key_values.2.key"), ("num_key_value_heads", 4, "expected 4"),
+     ("head_size", 8, "expected 8")],
+)  # fmt: skip
+def test_config_of_another_graph(
+    tiny_model: Path, tmp_path: Path, key: str, value: int, word: str
+) -> None:
     shutil.copytree(exported(tiny_model, "fp32").path, tmp_path / "copy")
-    (tmp_path / "copy" / name).write_bytes(b"no graph")
-    result = run("bench", tmp_path / "copy", "--runtime", "onnxruntime", "--repetitions", 1, "-q")
-    assert result.exit_code == 2
-    assert "export again" in result.stderr and result.stderr.count("\n") == 1
+    path = tmp_path / "copy" / "genai_config.json"
+    genai = json.loads(path.read_text())
+    genai["model"]["decoder"][key] = value
+    path.write_text(json.dumps(genai))
+    refused(tmp_path / "copy", word, "chat", "--runtime", "onnxruntime", "--prompt", "hi")

@@ -1,7 +1,9 @@
 """Weights in blocks of a row that share a scale, as `MatMulNBits` reads them.
 
 The numbers are those of onnxruntime's quantizers (1.32, `quantization/matmul_nbits_quantizer.py`),
-bit for bit. A weight w is stored as q = round(w / scale + zero), and read as (q - zero) * scale.
+bit for bit, but for blocks whose values are all of one sign: a zero point is one of the codes, so
+that the range of a block must include zero, and theirs need not (3 and 4 read as 1). A weight w is
+stored as q = round(w / scale + zero), and read as (q - zero) * scale.
 The layout is that of https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md:
 rows are outputs; two 4-bit values to a byte, the first in the low half; the same for zero points,
 each row of which begins with a new byte.
@@ -91,7 +93,7 @@ def dequantize(
 
 def _rtn(data: Float32Array, scheme: BlockScheme) -> tuple[npt.NDArray[np.float64], Bytes]:
     """Scale and zero point of each block, from its range; shape (blocks, 1)."""
-    low, high = data.min(axis=1, keepdims=True), data.max(axis=1, keepdims=True)
+    low, high = _range(data)
     levels = 2**scheme.bits - 1
     span = np.maximum(np.abs(low), np.abs(high)) * np.float32(2) if scheme.symmetric else high - low
     scale = np.where(span > 0, span.astype(np.float64) / levels, 1.0)
@@ -106,15 +108,16 @@ def _k_quant(data: Float32Array, scheme: BlockScheme) -> tuple[npt.NDArray[np.fl
 
     The method of llama.cpp's k-quants (`make_qkx2_quants`): from several scales the codes, and from
     the codes the scale and offset by least squares, large values weighing more. As in onnxruntime,
-    and unlike in llama.cpp, each trial starts from the best offset so far.
+    and unlike in llama.cpp, each trial starts from the best offset so far. As in llama.cpp, and
+    unlike in onnxruntime, no offset is taken that no zero point can express.
     """
     levels = np.float32(2**scheme.bits - 1)
-    offset, high = data.min(axis=1, keepdims=True), data.max(axis=1, keepdims=True)
+    offset, high = _range(data)
     weight = np.sqrt(_sum(data**2) / scheme.block) + np.abs(data)
     total, first = _sum(weight), _sum(weight * data)
     codes = _codes(data, offset, high, levels, levels)
     scale = 1 / _factor(offset, high, levels)
-    best = _sum(weight * (scale * codes + offset - data) ** 2)
+    best = _sum(weight * np.square(scale * codes + offset - data))
     for step in range(_STEPS):
         codes = _codes(data, offset, high, np.float32(-1 + 0.1 * step + int(levels)), levels)
         weighted = weight * codes
@@ -123,13 +126,22 @@ def _k_quant(data: Float32Array, scheme: BlockScheme) -> tuple[npt.NDArray[np.fl
             determinant = total * twos - ones**2
             new_scale = (total * mixed - first * ones) / determinant
             new_offset = (twos * first - ones * mixed) / determinant
-            error = _sum(weight * (new_scale * codes + new_offset - data) ** 2)
-        better = error < best
+            error = _sum(weight * np.square(new_scale * codes + new_offset - data))
+            zero = np.round(-new_offset / new_scale)
+        better = (error < best) & (zero >= 0) & (zero <= levels)
         best = np.where(better, error, best)
         scale = np.where(better, new_scale, scale)
         offset = np.where(better, new_offset, offset)
     zero = np.clip(np.round(-offset / scale), 0, levels)
     return scale.astype(np.float64), zero.astype(np.uint8)
+
+
+def _range(data: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """Least and greatest value of each block, or zero; shape (blocks, 1)."""
+    zero = np.float32(0)
+    low: Float32Array = data.min(axis=1, keepdims=True, initial=zero)
+    high: Float32Array = data.max(axis=1, keepdims=True, initial=zero)
+    return low, high
 
 
 def _factor(low: Float32Array, high: Float32Array, width: np.float32) -> Float32Array:

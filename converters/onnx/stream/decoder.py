@@ -16,6 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from edgeadapt.converters.gguf.plan import TensorPlan
+from edgeadapt.converters.onnx.names import IDS, KINDS, LOGITS, MASK, past, present
 from edgeadapt.converters.onnx.stream.architecture import Attention, Decoder, Layer, Linear
 from edgeadapt.converters.onnx.stream.data import DataLayout
 from edgeadapt.converters.onnx.stream.graph import CONTRIB, GraphBuilder
@@ -45,8 +46,8 @@ class DecoderGraph:
 
     def _build(self) -> None:
         decoder, graph = self.decoder, self.graph
-        graph.input("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
-        graph.input("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"])
+        graph.input(IDS, TensorProto.INT64, ["batch_size", "sequence_length"])
+        graph.input(MASK, TensorProto.INT64, ["batch_size", "total_sequence_length"])
         self._declare_cache()
         self._count_positions()
         self._make_tables()
@@ -65,23 +66,22 @@ class DecoderGraph:
             return ["batch_size", decoder.kv_heads, length, decoder.head_size]
 
         wide: list[int | str] = ["batch_size", "sequence_length", decoder.vocab_size]
-        graph.output("logits", TensorProto.FLOAT, wide)
+        graph.output(LOGITS, TensorProto.FLOAT, wide)
         for number in range(len(decoder.layers)):
-            for kind in ("key", "value"):
-                past, present = f"past_key_values.{number}.{kind}", f"present.{number}.{kind}"
-                graph.input(past, TensorProto.FLOAT, shape("past_sequence_length"))
-                graph.output(present, TensorProto.FLOAT, shape("total_sequence_length"))
+            for kind in KINDS:
+                graph.input(past(number, kind), TensorProto.FLOAT, shape("past_sequence_length"))
+                graph.output(
+                    present(number, kind), TensorProto.FLOAT, shape("total_sequence_length")
+                )
 
     def _count_positions(self) -> None:
         """From the mask, the last position of each sequence, and how long the longest is."""
         graph, base = self.graph, "/model/attention_mask"
         one = graph.constant([1], np.int64)
-        (counts,) = graph.node(
-            "ReduceSum", f"{base}/ReduceSum", ["attention_mask", one], keepdims=0
-        )
+        (counts,) = graph.node("ReduceSum", f"{base}/ReduceSum", [MASK, one], keepdims=0)
         (last,) = graph.node("Sub", f"{base}/Sub", [counts, one])
         (self._last,) = graph.node("Cast", f"{base}/Last", [last], to=TensorProto.INT32)
-        (shape,) = graph.node("Shape", f"{base}/Shape", ["attention_mask"])
+        (shape,) = graph.node("Shape", f"{base}/Shape", [MASK])
         (length,) = graph.node(
             "Gather", f"{base}/Gather", [shape, graph.constant(1, np.int64)], axis=0
         )
@@ -155,14 +155,14 @@ class DecoderGraph:
         decoder, graph = self.decoder, self.graph
         query, key, value = self._queries_keys_values(number, attention, hidden)
         cos, sin = self._tables[attention.kind]
-        past = [f"past_key_values.{number}.{kind}" for kind in ("key", "value")]
+        cache = [past(number, kind) for kind in KINDS]
         name = f"/model/layers.{number}/attn/GroupQueryAttention"
         attended, _, _ = graph.node(
             "GroupQueryAttention",
             name,
-            [query, key, value, *past, self._last, self._total, cos, sin],
+            [query, key, value, *cache, self._last, self._total, cos, sin],
             domain=CONTRIB,
-            outputs=[f"{name}/output_0", f"present.{number}.key", f"present.{number}.value"],
+            outputs=[f"{name}/output_0", *(present(number, kind) for kind in KINDS)],
             num_heads=decoder.heads,
             kv_num_heads=decoder.kv_heads,
             scale=decoder.attention_scale,
@@ -211,13 +211,13 @@ class DecoderGraph:
 
     def _head(self, hidden: str) -> None:
         decoder, graph, cap = self.decoder, self.graph, self.decoder.logits_cap
-        output = "/lm_head/output_0" if cap else "logits"
+        output = "/lm_head/output_0" if cap else LOGITS
         logits = self.products.linear(decoder.head, None, hidden, output)
         if cap:
             limit = graph.constant(cap, np.float32)
             (small,) = graph.node("Div", "/lm_head/softcap/Div", [logits, limit])
             (bent,) = graph.node("Tanh", "/lm_head/softcap/Tanh", [small])
-            graph.node("Mul", "/lm_head/softcap/Mul", [bent, limit], outputs=["logits"])
+            graph.node("Mul", "/lm_head/softcap/Mul", [bent, limit], outputs=[LOGITS])
 
     def _head_norm(self, hidden: str, plan: TensorPlan, heads: int) -> str:
         """Norm each head by itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeadapt.converters.onnx.names import genai_names
 from edgeadapt.converters.onnx.stream.architecture import Decoder
 from edgeadapt.files import read_json
 
@@ -42,17 +43,7 @@ def genai_config(decoder: Decoder, config: dict[str, Any], model_folder: Path) -
                 "filename": "model.onnx",
                 "head_size": decoder.head_size,
                 "hidden_size": decoder.hidden,
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
+                **genai_names(positions=False),
                 "num_attention_heads": decoder.heads,
                 "num_hidden_layers": len(decoder.layers),
                 "num_key_value_heads": decoder.kv_heads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from edgeadapt.converters.onnx.options import sensitive_layers
 from edgeadapt.converters.onnx.stream.architecture import Linear
 from edgeadapt.converters.onnx.stream.blocks import BlockScheme
 
@@ -24,20 +25,17 @@ class Precision:
     def scheme(self, linear: Linear, layer: int | None, layers: int) -> BlockScheme | None:
         """How one matrix is quantized; None: it is not.
 
-        Mixed, the head has 8 bits, and so have q, k, v and the MLP's way down in the layers that
-        llama.cpp's mixed types (`llama-quant.cpp`) favour as well: the first and last eighth and
-        every third between.
+        Mixed, the head has 8 bits, and so have q, k, v and the MLP's way down in the sensitive
+        layers.
         """
         if self.blocks is None or not self.mixed:
             return self.blocks
         wide = replace(self.blocks, bits=8)
         if layer is None:
             return wide
-        eighth = layers / 8
-        favoured = layer < eighth or layer >= 7 * eighth or (layer - round(eighth)) % 3 == 2
         part = linear.name.rpartition(".")[2]
         sensitive = part in ("q_proj", "k_proj", "v_proj", "qkv_proj", "down_proj")
-        return wide if favoured and sensitive else self.blocks
+        return wide if sensitive and layer in sensitive_layers(layers) else self.blocks
 
     def table(self, head: BlockScheme | None, tied: bool) -> BlockScheme | None:
         """How the embedding is quantized: as the head where it is the head, else in 8 bits.

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from edgeadapt.converters.gguf.plan import TensorPlan
+from edgeadapt.converters.onnx.names import IDS
 from edgeadapt.converters.onnx.stream.architecture import Decoder, Linear
 from edgeadapt.converters.onnx.stream.blocks import BlockScheme
 from edgeadapt.converters.onnx.stream.data import DataLayout
@@ -46,7 +47,7 @@ class Products:
         if scheme is None:
             half = self.precision.name == _HALF
             table = graph.stored(self.layout.add_float(decoder.embedding, half=half))
-            (rows,) = graph.node("Gather", f"{name}/Gather", [table, "input_ids"])
+            (rows,) = graph.node("Gather", f"{name}/Gather", [table, IDS])
             self._head_table = table
             if half:
                 (rows,) = graph.node("Cast", f"{name}/Cast", [rows], to=TensorProto.FLOAT)
@@ -66,7 +67,7 @@ class Products:
             self._head_item = item
         flat = (item.values.shape[0], item.values.shape[1] * item.values.shape[2])
         table = graph.stored(item.values, alias="model.embed_tokens.weight_rows", shape=flat)
-        inputs = [table, "input_ids", graph.stored(item.scales)]
+        inputs = [table, IDS, graph.stored(item.scales)]
         if item.zeros:
             inputs.append(graph.stored(item.zeros))
         (rows,) = graph.node(

@@ -37,6 +37,7 @@ class StreamWriter(GraphWriter):
     """The default for the families that it knows."""
 
     name: ClassVar[str] = "stream"
+    packs_odd_zeros: ClassVar[bool] = True
 
     def refuses(self, request: ConversionRequest, settings: Settings) -> str | None:
         """Why a model cannot be written here, or not as asked for; None if it can."""

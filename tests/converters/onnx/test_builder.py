@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.console import log
 from edgeadapt.converters.onnx.builder import BuilderWriter
 from edgeadapt.converters.onnx.options import OnnxOptions, settle
+from edgeadapt.converters.onnx.quantize import quantize_dynamically
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from tests.onnx_folders import exported, request
 from tests.tiny import save_model
@@ -85,6 +88,34 @@ def test_embedding_reads_the_8_bit_head(tiny_model: Path) -> None:
     size = (artifact.path / "model.onnx.data").stat().st_size
     assert size < 1.05 * own.stat().st_size
     assert 0 < relative_error(artifact, tiny_model) < 0.05
+
+
+def test_zero_points_left_out_are_told(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model's rows of 96 are three blocks of 32, which onnxruntime cannot pack."""
+    monkeypatch.setattr(log, "propagate", True)
+    artifact = exported(tiny_model, "int4", "builder", "rtn")
+    assert artifact.lineage["settings"]["symmetric"] is True
+    told = artifact.lineage["zero_points"]
+    assert "exporter builder" in told and "odd number of blocks of 32" in told
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [told]
+    assert all(len(n.input) == 3 for n in graph_of(artifact).node if n.op_type == "MatMulNBits")
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind"), [("arm64", "INT8"), ("avx2", "UINT8"), ("avx512_vnni", "INT8")]
+)
+def test_instruction_sets(tiny_model: Path, tmp_path: Path, preset: str, kind: str) -> None:
+    """Signed weights where the products take them, unsigned ones for AVX2."""
+    made = exported(tiny_model, "fp32", "builder")
+    shutil.copytree(made.path, tmp_path / "copy")
+    quantize_dynamically(tmp_path / "copy", preset)
+    artifact = Artifact(tmp_path / "copy", "onnx", "int8-dynamic")
+    assert operators(artifact)["MatMulInteger"] == 2 * 7 + 1 - 2 * 2  # q, k and v are one product
+    weights = [x for x in graph_of(artifact).initializer if x.name.endswith("_quantized")]
+    assert {x.data_type for x in weights} == {getattr(onnx.TensorProto, kind)}
+    assert 0 < relative_error(artifact, tiny_model) < 0.2
 
 
 def test_stop_ids_are_the_models_own(tmp_path: Path) -> None:

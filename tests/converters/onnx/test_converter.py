@@ -19,12 +19,14 @@ from edgeadapt.converters.base import ConversionRequest
 from edgeadapt.converters.onnx.builder import check_supported
 from edgeadapt.converters.onnx.converter import OnnxConverter
 from edgeadapt.converters.onnx.genai_config import end_of_turn, repair_genai_config, stop_ids
-from edgeadapt.converters.onnx.options import QUANTIZATIONS, OnnxOptions
+from edgeadapt.converters.onnx.options import QUANTIZATIONS, OnnxOptions, settle
+from edgeadapt.converters.onnx.writers import get_writer
 from edgeadapt.errors import CorruptFileError, InputError, RuntimeFailure, UnsupportedError
 from edgeadapt.files import sha256_file
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
-from tests.onnx_folders import exported
+from edgeadapt.weights import parameter_count
+from tests.onnx_folders import exported, request
 from tests.tiny import save_tokenizer
 
 pytest.importorskip("onnxruntime_genai")
@@ -188,6 +190,31 @@ def test_killed_builder(tiny_model: Path, out: Path) -> None:
                     child.kill()
         time.sleep(0.05)
     assert "SIGKILL" in str(caught[0])
+
+
+@pytest.mark.parametrize(
+    ("exporter", "quantization", "algorithm", "copies"),
+    [
+        ("builder", "fp32", None, 2),
+        ("builder", "int4", "hqq", 2),
+        ("builder", "int8-dynamic", None, 3),
+        ("optimum", "fp32", None, 3),
+        ("optimum", "int4", None, 3),
+    ],
+)
+def test_disk_for_float32_copies(
+    tiny_model: Path, exporter: str, quantization: str, algorithm: str | None, copies: int
+) -> None:
+    """As many as were seen at once in the partial folder of a larger model: source, graphs."""
+    options = OnnxOptions(exporter=exporter, algorithm=algorithm)
+    asked = request(tiny_model, quantization, onnx=options)
+    settings = settle(quantization, options, tied=True)
+    planned = get_writer(exporter).plan(asked, settings, Path("out"))
+    assert planned is not None
+    weights = parameter_count(asked.source)
+    assert planned.disk >= copies * 4 * weights
+    if exporter == "optimum" and quantization == "int4":  # the embedding keeps its floats
+        assert planned.output > 4 * 320 * 64 + weights // 2
 
 
 def test_existing_output_is_kept(tiny_model: Path, tmp_path: Path) -> None:

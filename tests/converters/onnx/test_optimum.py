@@ -18,7 +18,7 @@ from edgeadapt.converters.onnx.optimum import (
     installed,
 )
 from edgeadapt.converters.onnx.options import OnnxOptions
-from edgeadapt.errors import MissingSetupError, RuntimeFailure, UnsupportedError
+from edgeadapt.errors import CorruptFileError, MissingSetupError, RuntimeFailure, UnsupportedError
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from tests.onnx_folders import request
 from tests.onnx_graphs import Graph, torch_logits
@@ -85,6 +85,18 @@ def test_fp32_equals_torch(olmo2: Path, tmp_path: Path) -> None:
             session.forward(ids[start:stop])
             assert np.abs(session.last_logits() - expected[0, stop - 1]).max() < 1e-4
         session.close()
+
+
+@needs_optimum
+@pytest.mark.usefixtures("with_optimum")
+def test_damage_is_told(olmo2: Path, tmp_path: Path) -> None:
+    artifact = convert(olmo2, tmp_path / "onnx", "fp32")
+    data = artifact.path / "model.onnx.data"
+    whole = data.stat().st_size
+    os.truncate(data, whole - 100)
+    for engine in ("onnxruntime", "ort-genai"):
+        with pytest.raises(CorruptFileError, match=f"model.onnx.data has .*{whole:,}"):
+            get_runtime(engine).load(artifact, SessionSettings(threads=1, context=256))
 
 
 @needs_optimum

@@ -57,6 +57,8 @@ BUILT = (
     "phi3-window", "phi3-longrope", "granite",
 )  # fmt: skip
 """What the builder is asked for, at five seconds each: every family, and every kind of layer."""
+GRANITE = "granite"
+"""Only the builder knows it."""
 FAST = "gemma3"
 """Has all there is: both kinds of layers, windows, two rotary bases, norms of every sort."""
 POSITIONS = 256
@@ -68,7 +70,7 @@ STEPS = tuple(range(200, POSITIONS))
 @pytest.mark.parametrize(
     ("exporter", "name"),
     [
-        *(pytest.param("stream", name) for name in CASES if name != "granite"),
+        *(pytest.param("stream", name) for name in CASES if name != GRANITE),
         *(
             pytest.param("builder", name, marks=() if name == FAST else pytest.mark.e2e)
             for name in BUILT
@@ -107,6 +109,39 @@ def _check_engines(artifact: Artifact, ids: list[int], expected: np.ndarray) -> 
             session.forward(ids[start:stop])
             assert np.abs(session.last_logits() - expected[stop - 1]).max() < 1e-4, name
         session.close()
+
+
+@pytest.mark.parametrize(
+    ("exporter", "name"),
+    [
+        *(
+            pytest.param("stream", name)
+            for name, case in CASES.items()
+            if name == case[0] != GRANITE
+        ),
+        *(pytest.param("builder", name, marks=pytest.mark.e2e) for name in BUILT),
+    ],
+)
+def test_int4_of_every_family_runs_on_both_engines(
+    tmp_path: Path, exporter: str, name: str
+) -> None:
+    """Near torch, alike in both, and alike with and without a past."""
+    family, options = CASES[name]
+    model = save_model(tmp_path / "model", family, **options)
+    artifact = exported(model, "int4", exporter)
+    ids = np.random.default_rng(0).integers(3, 320, 60).tolist()
+    expected = torch_logits(model, np.array([ids]))[0]
+    found = []
+    for engine in ("onnxruntime", "ort-genai"):
+        session = get_runtime(engine).load(artifact, SessionSettings(threads=1, context=64))
+        found.append(session.all_logits(ids))
+        session.reset()
+        for start, stop in ((0, 40), (40, 41), (41, 60)):
+            session.forward(ids[start:stop])
+            assert np.abs(session.last_logits() - found[-1][stop - 1]).max() < 0.1 * expected.std()
+        session.close()
+    assert np.abs(found[0] - found[1]).max() < 1e-3
+    assert 0 < np.abs(found[0] - expected).mean() < 0.5 * expected.std()
 
 
 def test_windows_and_layers_are_there(tmp_path: Path) -> None:

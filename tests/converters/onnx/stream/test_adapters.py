@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from peft import LoHaConfig, LoraConfig, PeftConfig
 
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.cli import cli
+from edgeadapt.console import log
 from edgeadapt.errors import AdapterError, CorruptFileError, EdgeAdaptError, InputError
 from edgeadapt.export import export, export_adapter, open_model
 from edgeadapt.export_separate import export_with_adapters
@@ -21,7 +23,7 @@ from edgeadapt.inspect.onnx import describe_onnx
 from edgeadapt.lora_slots import FILE, LoraSlots
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from tests.adapters.test_merged import ALL, save_adapter
-from tests.tiny import save_llama, save_model
+from tests.tiny import save_llama, save_model, save_tokenizer
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxruntime_genai")
@@ -222,6 +224,10 @@ def _half(values: dict[str, np.ndarray]) -> None:
     del values[A]
 
 
+def _float16(values: dict[str, np.ndarray]) -> None:
+    values[A] = values[A].astype(np.float16)
+
+
 DAMAGES = {
     "missing": (_missing, InputError, "no file"),
     "truncated": (_truncated, CorruptFileError, "not an adapter"),
@@ -230,6 +236,7 @@ DAMAGES = {
     "wrong width": (_changed(_wrong_width), AdapterError, "another graph"),
     "unknown product": (_changed(_unknown_name), AdapterError, r"layers\.9"),
     "half": (_changed(_half), AdapterError, "lacks A or B"),
+    "float16": (_changed(_float16), AdapterError, r"takes tensor\(float\)"),
     "other base": (_changed(lambda _: None, version=7), AdapterError, "another base"),
 }
 
@@ -249,6 +256,10 @@ def test_what_does_not_fit_is_refused(
         session.use_adapter(bad)
     np.testing.assert_array_equal(session.all_logits(IDS), before)
     assert capfd.readouterr().out == ""
+    command = ["chat", folder, "--runtime", engine, "--prompt", "hi", "--adapter", bad]
+    said = CliRunner().invoke(cli, [str(argument) for argument in command])
+    assert said.exit_code == 2
+    assert re.search(text, said.stderr) and said.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -278,6 +289,61 @@ def test_more_than_a_lora(base: Path, tmp_path: Path, config: PeftConfig, text: 
     with pytest.raises(InputError, match=text):
         export_with_adapters(str(base), [adapter], "fp32", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def with_texts(adapter: Path, out: Path, opening: str) -> Path:
+    """A copy that was saved with a tokenizer, and a template that begins each text with a word."""
+    shutil.copytree(adapter, out)
+    save_tokenizer(out)
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] = opening + config["chat_template"]
+    path.write_text(json.dumps(config))
+    return out
+
+
+def test_texts_of_the_adapter_ship(base: Path, peft: dict[str, Path], tmp_path: Path) -> None:
+    own = with_texts(peft["small"], tmp_path / "own", "Own: ")
+    command = ["export", "--base", base, "--format", "onnx", "--adapter-mode", "separate",
+               "--quant", "fp32", "--json"]  # fmt: skip
+    out = tmp_path / "out"
+    arguments = [*command, "--adapter", own, "--adapter", peft["wide"], "--out", out]
+    made = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert made.exit_code == 0, made.output
+    assert "wide was saved without a tokenizer" in made.stderr
+    parity = json.loads(made.stdout)["parity"]
+    assert parity["passed"] and not parity["unchecked"]
+    for engine in ENGINES:
+        session = get_runtime(engine).load(open_artifact(out), SETTINGS)
+        assert session.render([{"role": "user", "content": "hi"}]).startswith("Own: <|im_start|>")
+
+
+def test_adapters_with_different_texts(
+    base: Path, peft: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One that was saved with the base's own texts disagrees with one that brings others."""
+    own = with_texts(peft["small"], tmp_path / "own", "Own: ")
+    as_base = with_texts(peft["wide"], tmp_path / "as-base", "")
+    with pytest.raises(AdapterError, match=r"own and as-base .*a folder for each"):
+        export_with_adapters(str(base), [as_base, own], "fp32", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(log, "propagate", True)
+    export_adapter(str(base), [own], "onnx", None, tmp_path / "own.onnx_adapter")
+    assert "another tokenizer or chat template" in caplog.text
+
+
+@pytest.mark.parametrize("more", [["--algorithm", "rtn"], ["--exporter", "stream"], ["--parity"]])
+@pytest.mark.parametrize("format", ["gguf", "onnx"])
+def test_a_file_takes_no_options_of_a_graph(
+    base: Path, peft: dict[str, Path], tmp_path: Path, format: str, more: list[str]
+) -> None:
+    out = tmp_path / ("a.gguf" if format == "gguf" else "a.onnx_adapter")
+    command = ["export", "--base", base, "--adapter", peft["small"], "--adapter-mode", "separate",
+               "--format", format, "--out", out, *more]  # fmt: skip
+    made = CliRunner().invoke(cli, [str(argument) for argument in command])
+    assert made.exit_code == 2 and "leave --parity" in made.stderr
+    assert not out.exists()
 
 
 def test_command_line(base: Path, peft: dict[str, Path], tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ class Rounded:
         ("int4", "rtn", False, 16, 64),
         ("int4", "rtn", True, 32, 80),
         ("int4", "k_quant", None, 16, 64),
+        ("int4", "rtn", False, 16, 80),  # five blocks a row: the last zero point stands alone
+        ("int4", "k_quant", None, 32, 96),
         ("int8", "rtn", False, 32, 80),
         ("int8", "k_quant", None, 64, 64),
     ],
