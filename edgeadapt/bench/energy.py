@@ -165,8 +165,8 @@ class Meter:
         """Begin to count."""
         if self.counter is None:
             return
-        self._begun = time.perf_counter()
         self.counter.advance()
+        self._begun = time.perf_counter()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 

@@ -52,7 +52,8 @@ def bench_each(
                 path, runtime=name, threads=count, **options
             )
         except RuntimeFailure as error:
-            log.warning("%s", error)
+            if len(runs) > 1:
+                log.warning("%s", error)
             record = _failure(path, name, count, start, error.outcome, str(error))
         except (KeyboardInterrupt, SystemExit):
             reason = f"the bench of {path.name} on {name} was interrupted before it was done"
