@@ -15,7 +15,6 @@ token again and again, no argmax, no Python beyond the call.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import statistics

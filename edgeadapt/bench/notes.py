@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeadapt.bench.llama_bench import Imported
 from edgeadapt.bench.measurement import Failure, Measurement, Sustained
 
 _MB = 1e6
@@ -13,7 +14,7 @@ _BUSY = 0.1
 _STOLEN = 0.02
 
 
-def notes(records: Sequence[Measurement | Failure]) -> list[str]:
+def notes(records: Sequence[Measurement | Failure | Imported]) -> list[str]:
     """How the figures were taken, and more of them: one line each, the same line only once."""
     measurements = [record for record in records if isinstance(record, Measurement)]
     lines = [line for m in measurements for line in _notes_on(m)]
@@ -28,8 +29,21 @@ def notes(records: Sequence[Measurement | Failure]) -> list[str]:
         for r in records
         if isinstance(r, Failure)
     ]
+    lines += [_of_import(r) for r in records if isinstance(r, Imported)]
     further = [line for m in measurements for line in _further(m, _what(m, measurements))]
     return further + list(dict.fromkeys(lines))
+
+
+def _of_import(found: Imported) -> str:
+    """Which tests of llama-bench the columns show, and the others."""
+    tests = [f"prefill of {s.tokens} at depth {s.depth}: {s.tps.median:.1f}" for s in found.prefill]
+    tests += [f"decode of {s.tokens} at depth {s.depth}: {s.tps.median:.1f}" for s in found.decode]
+    where = f"{found.cpu}{', ' if found.gpu else ''}{found.gpu}"
+    return (
+        f"{found.model.rsplit('/', 1)[-1]}: imported from llama-bench {found.build}, {where}, "
+        f"threads {found.threads}, backend {found.backends}; the columns show the first of: "
+        f"{'; '.join(tests) or 'none'} (medians, tok/s)."
+    )
 
 
 def _disturbed(measurements: Sequence[Measurement]) -> list[str]:

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from edgeadapt.bench.llama_bench import Imported
 from edgeadapt.bench.measurement import Distribution, Failure, Measurement
 from edgeadapt.bench.notes import notes
 
@@ -43,21 +44,22 @@ def _name(measurement: Measurement, measurements: Sequence[Measurement]) -> str:
     return "/".join(mine[-2:] if len(alike) > 1 else mine[-1:])
 
 
-def render(records: Sequence[Measurement | Failure]) -> str:
+def render(records: Sequence[Measurement | Failure | Imported]) -> str:
     """The table and its notes, as text of at most the terminal's width (80 when piped)."""
     measurements = [record for record in records if isinstance(record, Measurement)]
+    imported = [record for record in records if isinstance(record, Imported)]
     wide = sys.stdout.isatty()
     width = max(shutil.get_terminal_size((_WIDTH, 24)).columns, 60) if wide else _WIDTH
     buffer = io.StringIO()
     console = Console(file=buffer, width=width, color_system=None, highlight=False, markup=False)
-    if measurements:
-        console.print(_table(measurements, wide))
+    if measurements or imported:
+        console.print(_table(measurements, imported, wide))
     for note in notes(records):
         console.print(note, soft_wrap=False)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
-def _table(measurements: Sequence[Measurement], wide: bool) -> Table:
+def _table(measurements: Sequence[Measurement], imported: Sequence[Imported], wide: bool) -> Table:
     swept = len({m.runtime.threads_requested for m in measurements}) > 1
     table = Table(box=SIMPLE_HEAD if wide else None, pad_edge=False, padding=(0, 1))
     table.add_column("artifact", overflow="fold", min_width=10)
@@ -82,5 +84,16 @@ def _table(measurements: Sequence[Measurement], wide: bool) -> Table:
             _spread(m.prefill_tps, digits=0),
             _spread(m.decode_tps),
             _memory(m),
+        )
+    for found in imported:
+        table.add_row(
+            f"{found.model.rsplit('/', 1)[-1]}\n{found.description}, "
+            f"{found.size_bytes / _MB:.0f} MB",
+            f"llama-bench\nimported, {found.threads} thr.",
+            "-",
+            "-",
+            _spread(found.prefill[0].tps, digits=0) if found.prefill else "-",
+            _spread(found.decode[0].tps) if found.decode else "-",
+            "-",
         )
     return table

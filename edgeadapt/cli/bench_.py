@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeadapt.cli.bench_options import method_options
+from edgeadapt.cli.bench_options import llama_bench_options, method_options
 from edgeadapt.cli.common import end_when_asked, provider_option, standard
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError, RuntimeFailure
 
 if TYPE_CHECKING:
+    from edgeadapt.bench.llama_bench import Imported
     from edgeadapt.bench.measurement import Failure, Measurement
 
 
 @click.command("bench")
-@click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True, type=Path)
+@click.argument("artifacts", metavar="[ARTIFACT]...", nargs=-1, type=Path)
 @click.option(
     "--runtime",
     metavar="NAME",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     help="Seconds for one artifact on one runtime.",
 )  # fmt: skip
 @method_options
+@llama_bench_options
 @click.option("--out", type=Path, help="Also write the measurements to this new JSON file.")
 @standard
 def command(
@@ -60,6 +62,8 @@ def command(
     device: str | None,
     timeout: float,
     sustain: float | None,
+    imports: tuple[Path, ...],
+    llama_bench_json: Path | None,
     out: Path | None,
     as_json: bool,
     **options: Any,
@@ -76,10 +80,15 @@ def command(
       edgeadapt bench model.gguf
       edgeadapt bench model.gguf onnx-folder --runtime all --threads 4
       edgeadapt bench model.gguf --threads sweep --depths 0,1024 --sustain 10m
+      edgeadapt bench model.gguf --import from-the-board.json
     """
+    from edgeadapt.bench.llama_bench import read_llama_bench
     from edgeadapt.bench.series import bench_each
 
-    _check_new(out)
+    if not artifacts and not imports:
+        raise InputError("nothing to measure; give an ARTIFACT, or --import a file of llama-bench")
+    _check_new(out, llama_bench_json)
+    imported = [found for path in imports for found in read_llama_bench(path)]
     end_when_asked()
     records: list[Measurement | Failure] = []
     try:
@@ -94,8 +103,9 @@ def command(
         ):
             pass
     finally:
-        if records:
-            _show(records, out, as_json)
+        if records or imported:
+            _show([*records, *imported], out, as_json)
+            _write_llama_bench(llama_bench_json, records)
     _fail_for(records)
 
 
@@ -113,7 +123,19 @@ def _profile_threads(device: str | None) -> tuple[int, ...]:
     return (int(load_profile(device).threads.value),)
 
 
-def _show(records: Sequence[Measurement | Failure], out: Path | None, as_json: bool) -> None:
+def _write_llama_bench(path: Path | None, records: Sequence[Measurement | Failure]) -> None:
+    if path is None:
+        return
+    from edgeadapt.bench.llama_bench import as_llama_bench
+    from edgeadapt.files import write_json
+
+    found = as_llama_bench([record for record in records if record.outcome == "ok"])
+    write_json(path, found, overwrite=False)
+
+
+def _show(
+    records: Sequence[Measurement | Failure | Imported], out: Path | None, as_json: bool
+) -> None:
     from edgeadapt.bench.table import render
     from edgeadapt.files import write_json
 

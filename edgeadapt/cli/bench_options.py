@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -102,6 +103,22 @@ def read_size(text: str) -> int:
 def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options on how to measure; names are those of `bench_each`'s arguments."""
     for option in reversed(_METHOD):
+        function = option(function)
+    return function
+
+
+def llama_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --import and --llama-bench-json."""
+    for option in (
+        click.option(
+            "--llama-bench-json", type=click.Path(path_type=Path),
+            help="Also write what llama.cpp ran to this new file, as llama-bench -o json prints.",
+        ),
+        click.option(
+            "--import", "imports", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+            help="Show figures of llama-bench -o json from another device beside these.",
+        ),
+    ):  # fmt: skip
         function = option(function)
     return function
 
