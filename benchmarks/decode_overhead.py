@@ -8,8 +8,9 @@ Both are started in turns, who goes first alternates, and each measures decoding
 in a process of its own, with our sampler watching ours. Medians over all repetitions; they are to
 be within 2%. Other programs only ever slow a run down, so the fastest of each are shown too.
 
-`--against bare` compares our loop with bare llama_decode calls in one process instead: one fixed
-token again and again, no argmax, no Python beyond the call.
+`--against bare` compares our step with a bare llama_decode call in one process instead, token by
+token in turns: no argmax, no Python beyond the call. With `--clock cpu --threads 1` it counts the
+thread's own seconds of CPU and not the time that passed: for a machine that has other work.
 """
 
 from __future__ import annotations
@@ -21,12 +22,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from edgeadapt.artifact import open_artifact
-from edgeadapt.bench.protocol import prompt_ids, repetition
+from edgeadapt.bench.protocol import prompt_ids
 from edgeadapt.bench.run import bench_artifact
 from edgeadapt.console import set_verbosity
 from edgeadapt.jobs import available_threads
@@ -66,37 +65,45 @@ def ours(options: argparse.Namespace) -> Speeds:
     return list(measured.decode_tps.samples)
 
 
-def loops(options: argparse.Namespace) -> dict[str, Callable[[], Speeds]]:
-    """Our loop and a bare one over one session in this process."""
-    context = options.prompt_tokens + options.decode_tokens
+def steps(options: argparse.Namespace) -> dict[str, Speeds]:
+    """Our steps and bare ones, in turns in one sequence; tokens per second of each."""
+    context = options.prompt_tokens + 2 * options.decode_tokens
     session = LlamaCppRuntime().load(
         open_artifact(options.model), SessionSettings(threads=options.threads, context=context)
     )
-    prompt = prompt_ids(session, options.prompt_tokens)
+    lib, prompt = library(), prompt_ids(session, options.prompt_tokens)
+    batch = lib.llama_batch_get_one((lib.llama_token * 1)(prompt[0]), 1)
+    clock = time.thread_time if options.clock == "cpu" else time.perf_counter
+    found: dict[str, Speeds] = {"bare llama_decode": [], "edgeadapt bench": []}
+    for number in range(options.rounds + 1):  # the first warms up and is not counted
+        session.reset()
+        session.forward(prompt)
+        token = session.greedy()
+        for _ in range(options.decode_tokens):
+            start = clock()
+            lib.llama_decode(session._context, batch)
+            lib.llama_synchronize(session._context)
+            middle = clock()
+            session.forward([token])
+            token = session.greedy()
+            end = clock()
+            if number:
+                found["bare llama_decode"].append(1 / (middle - start))
+                found["edgeadapt bench"].append(1 / (end - middle))
+    session.close()
+    return found
 
-    def bench_loop() -> Speeds:
-        steps = repetition(session, prompt, options.decode_tokens).steps_s
-        return [len(steps) / sum(steps)]
 
-    return {
-        "bare llama_decode": lambda: [bare_loop(session, prompt, options.decode_tokens)],
-        "edgeadapt bench": bench_loop,
-    }
-
-
-def bare_loop(session: Any, prompt: list[int], decode_tokens: int) -> float:
-    """Tokens per second of llama_decode alone, after the same prefill."""
-    lib, context = library(), session._context
-    session.reset()
-    session.forward(prompt)
-    token = (lib.llama_token * 1)(prompt[0])
-    batch = lib.llama_batch_get_one(token, 1)
-    start = time.perf_counter()
-    for _ in range(decode_tokens):
-        if lib.llama_decode(context, batch) != 0:
-            raise SystemExit("llama_decode failed")
-        lib.llama_synchronize(context)
-    return decode_tokens / (time.perf_counter() - start)
+def in_turns(options: argparse.Namespace) -> dict[str, Speeds]:
+    """Processes of llama-bench and of `edgeadapt bench`; tokens per second of each repetition."""
+    sides = {"llama-bench": llama_bench, "edgeadapt bench": ours}
+    found: dict[str, Speeds] = {name: [] for name in sides}
+    for number in range(options.rounds + 1):  # the first warms up and is not counted
+        for name in sorted(sides, reverse=bool(number % 2)):
+            speeds = sides[name](options)
+            if number:
+                found[name] += speeds
+    return found
 
 
 def parse() -> argparse.Namespace:
@@ -109,6 +116,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decode-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=available_threads())
     parser.add_argument("--against", choices=("llama-bench", "bare"), default="llama-bench")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="of --against bare"
+    )
     parser.add_argument("--tool", help="a llama-bench elsewhere")
     return parser.parse_args()
 
@@ -117,22 +127,11 @@ def main() -> int:
     """Measure in turns, print; 1 if the medians are further apart than `LIMIT`."""
     options = parse()
     set_verbosity(-1)
-    if options.against == "bare":
-        sides = loops(options)
-    else:
-        sides = {
-            "llama-bench": lambda: llama_bench(options),
-            "edgeadapt bench": lambda: ours(options),
-        }
-    other = next(iter(sides))
-    speeds: dict[str, Speeds] = {name: [] for name in sides}
-    for number in range(options.rounds + 1):  # the first warms up and is not counted
-        for name in sorted(sides, reverse=bool(number % 2)):
-            found = sides[name]()
-            if number:
-                speeds[name] += found
+    speeds = (steps if options.against == "bare" else in_turns)(options)
+    other = next(iter(speeds))
     print(
-        f"{options.model.name}, {options.threads} threads, {options.rounds} rounds, load average "
+        f"{options.model.name}, {options.threads} threads, {options.rounds} rounds, "
+        f"{options.clock} time, load average "
         f"{os.getloadavg()[1]:.1f} over 5 minutes"
     )
     print(f"{'':<20}{'median tok/s':>14}{'lowest':>9}{'highest':>9}")
