@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Numbers(tuple[int, ...]):
+    """Numbers that remember how they were typed, for the same command on another machine."""
+
+    typed: str
+
+    def __str__(self) -> str:
+        return self.typed
 
 
 class _Read(click.ParamType[Any]):
@@ -29,7 +38,7 @@ class _Read(click.ParamType[Any]):
             return self.fail(str(error), param, ctx)
 
 
-def read_threads(text: str) -> tuple[int, ...]:
+def read_threads(text: str) -> Numbers:
     """`4`, `1,2,4`, or `sweep`.
 
     Raises:
@@ -39,11 +48,11 @@ def read_threads(text: str) -> tuple[int, ...]:
         from edgeadapt.bench.series import thread_sweep
         from edgeadapt.jobs import available_threads
 
-        return tuple(thread_sweep(available_threads()))
+        return _typed(text, thread_sweep(available_threads()))
     return _numbers(text, 1, "numbers of threads such as 4 or 1,2,4, or sweep")
 
 
-def read_depths(text: str) -> tuple[int, ...]:
+def read_depths(text: str) -> Numbers:
     """`0,512,2048`.
 
     Raises:
@@ -52,11 +61,17 @@ def read_depths(text: str) -> tuple[int, ...]:
     return _numbers(text, 0, "numbers of tokens such as 0,512,2048")
 
 
-def _numbers(text: str, least: int, expected: str) -> tuple[int, ...]:
+def _typed(text: str, values: Iterable[int]) -> Numbers:
+    numbers = Numbers(dict.fromkeys(values))
+    numbers.typed = text
+    return numbers
+
+
+def _numbers(text: str, least: int, expected: str) -> Numbers:
     words = [word.strip() for word in text.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,7}", word) and int(word) >= least for word in words):
         raise ValueError(f"{text!r} is not what was expected: {expected}")
-    return tuple(dict.fromkeys(map(int, words)))
+    return _typed(text, map(int, words))
 
 
 def read_duration(text: str) -> float:
@@ -73,12 +88,12 @@ def read_duration(text: str) -> float:
 
 
 def read_gpu_layers(text: str) -> int:
-    """A number, or -1 for `all`.
+    """A number, or -1 for `all` (or -1 itself, llama.cpp's way to say it).
 
     Raises:
         ValueError: it is neither.
     """
-    if text == "all":
+    if text in ("all", "-1"):
         return -1
     if not re.fullmatch(r"[0-9]{1,6}", text):
         raise ValueError(f"{text!r} is neither a number of layers nor all")

@@ -123,9 +123,10 @@ def test_options_are_read() -> None:
     assert thread_sweep(8) == [1, 2, 4, 8]
     assert bench_options.read_threads("2,4,2") == (2, 4)
     assert bench_options.read_depths("0,512") == (0, 512)
+    assert str(bench_options.read_threads("sweep")) == "sweep"  # for `bench` elsewhere
     assert bench_options.read_duration("10m") == 600
     assert bench_options.read_duration("1.5h") == 5400
-    assert bench_options.read_gpu_layers("all") == -1
+    assert bench_options.read_gpu_layers("all") == bench_options.read_gpu_layers("-1") == -1
     assert bench_options.read_size("1GiB") == 2**30
 
 
