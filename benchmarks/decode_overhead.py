@@ -8,9 +8,12 @@ Both are started in turns, who goes first alternates, and each measures decoding
 in a process of its own, with our sampler watching ours. Medians over all repetitions; they are to
 be within 2%. Other programs only ever slow a run down, so the fastest of each are shown too.
 
+On a machine that has other work, `--clock cpu` counts seconds of CPU of all processes of a side,
+our sampler and the command itself included, and not the time that passed: those of a long run less
+those of a short one, which is what the tokens between cost.
+
 `--against bare` compares our step with a bare llama_decode call in one process instead, token by
-token in turns: no argmax, no Python beyond the call. With `--clock cpu --threads 1` it counts the
-thread's own seconds of CPU and not the time that passed: for a machine that has other work.
+token in turns: no argmax, no Python beyond the call. There, `--clock cpu` counts one thread's own.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,17 +39,15 @@ from edgeadapt.runtimes.llama_cpp.library import library
 from edgeadapt.setup.llama_tools import installed_tool
 
 LIMIT = 0.02
+_SHORT = 16
+"""Decode steps of the short run of `--clock cpu`."""
 
 Speeds = list[float]
 
 
 def llama_bench(options: argparse.Namespace) -> Speeds:
     """Tokens per second of llama-bench's repetitions."""
-    command = [
-        options.tool or installed_tool("llama-bench"), "-m", options.model, "-p", 0,
-        "-n", options.decode_tokens, "-d", options.prompt_tokens, "-t", options.threads,
-        "-r", options.repetitions, "-o", "json",
-    ]  # fmt: skip
+    command = llama_bench_command(options, options.decode_tokens)
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     (found,) = json.loads(done.stdout)
     speeds: Speeds = found["samples_ts"]
@@ -106,6 +108,47 @@ def in_turns(options: argparse.Namespace) -> dict[str, Speeds]:
     return found
 
 
+def cpu_in_turns(options: argparse.Namespace) -> dict[str, Speeds]:
+    """Tokens per second of CPU of each side, one figure a round."""
+    found: dict[str, Speeds] = {"llama-bench": [], "edgeadapt bench": []}
+    for number in range(options.rounds):
+        for name in sorted(found, reverse=bool(number % 2)):
+            command = bench_command if name == "edgeadapt bench" else llama_bench_command
+            # Ours decodes as much once more, to warm up.
+            runs = options.repetitions + (name == "edgeadapt bench")
+            short, long = (cpu_s(command(options, n)) for n in (_SHORT, options.decode_tokens))
+            found[name].append(runs * (options.decode_tokens - _SHORT) / (long - short))
+            print(f"{name} {found[name][-1]:.2f}", file=sys.stderr, flush=True)
+    return found
+
+
+def cpu_s(command: list[object]) -> float:
+    """Seconds of CPU of a command and of what it started and waited for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(list(map(str, command)), capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def bench_command(options: argparse.Namespace, decode_tokens: int) -> list[object]:
+    """`edgeadapt bench`, as a user types it."""
+    return [
+        sys.executable, "-m", "edgeadapt", "bench", options.model, "--runtime", "llama-cpp",
+        "--threads", options.threads, "--prompt-tokens", options.prompt_tokens,
+        "--decode-tokens", decode_tokens, "--repetitions", options.repetitions, "--json",
+        "--context", options.prompt_tokens + options.decode_tokens,
+    ]  # fmt: skip
+
+
+def llama_bench_command(options: argparse.Namespace, decode_tokens: int) -> list[object]:
+    """The same of llama-bench."""
+    return [
+        options.tool or installed_tool("llama-bench"), "-m", options.model, "-p", 0,
+        "-n", decode_tokens, "-d", options.prompt_tokens, "-t", options.threads,
+        "-r", options.repetitions, "-o", "json",
+    ]  # fmt: skip
+
+
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -127,7 +170,8 @@ def main() -> int:
     """Measure in turns, print; 1 if the medians are further apart than `LIMIT`."""
     options = parse()
     set_verbosity(-1)
-    speeds = (steps if options.against == "bare" else in_turns)(options)
+    turns = in_turns if options.clock == "wall" else cpu_in_turns
+    speeds = (steps if options.against == "bare" else turns)(options)
     other = next(iter(speeds))
     print(
         f"{options.model.name}, {options.threads} threads, {options.rounds} rounds, "

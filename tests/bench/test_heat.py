@@ -24,6 +24,7 @@ def board(root: Path, *, hot: int = 51_000, khz: int = 2_400_000, fan: int = 0, 
         root,
         class__thermal__thermal_zone0__temp=hot,
         class__thermal__thermal_zone1__temp=-274_000,  # a sensor that is off
+        class__thermal__thermal_zone2__temp=2_147_483_647,  # and one that talks nonsense
         class__thermal__cooling_device0__cur_state=fan,
         class__thermal__cooling_device0__type="pwm-fan",
         class__thermal__cooling_device1__cur_state=cap,
