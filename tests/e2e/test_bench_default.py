@@ -87,6 +87,18 @@ def test_mapped_weights_are_file_backed_and_counted_once(measured: Measurement) 
     assert grown.anonymous - floor.anonymous < size
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_as_many_threads_compute_as_were_asked_for(threads: int) -> None:
+    short = ("--prompt-tokens", "16", "--decode-tokens", "16", "--repetitions", "2")
+    more = ("--depths", "0,64", "--threads", str(threads), "--json")
+    done = edgeadapt("bench", str(default_gguf()), *short, *more)
+    found = Measurement.model_validate(json.loads(done.stdout)[0])
+    assert found.runtime.threads_in_use == found.runtime.threads_running == threads
+    assert found.runtime.parameters == 134_515_008
+    assert [depth.depth for depth in found.depths] == [0, 64]
+    assert found.sustained is None
+
+
 def test_the_table_names_what_was_measured(measured: Measurement) -> None:
     text = render([measured])
     assert "Q4_1, 98 MB" in text
