@@ -74,7 +74,8 @@ def steps(options: argparse.Namespace) -> dict[str, Speeds]:
         open_artifact(options.model), SessionSettings(threads=options.threads, context=context)
     )
     lib, prompt = library(), prompt_ids(session, options.prompt_tokens)
-    batch = lib.llama_batch_get_one((lib.llama_token * 1)(prompt[0]), 1)
+    fixed = (lib.llama_token * 1)(prompt[0])  # the batch only points to it
+    batch = lib.llama_batch_get_one(fixed, 1)
     clock = time.thread_time if options.clock == "cpu" else time.perf_counter
     found: dict[str, Speeds] = {"bare llama_decode": [], "edgeadapt bench": []}
     for number in range(options.rounds + 1):  # the first warms up and is not counted
@@ -83,12 +84,14 @@ def steps(options: argparse.Namespace) -> dict[str, Speeds]:
         token = session.greedy()
         for _ in range(options.decode_tokens):
             start = clock()
-            lib.llama_decode(session._context, batch)
+            failed = lib.llama_decode(session._context, batch)
             lib.llama_synchronize(session._context)
             middle = clock()
             session.forward([token])
             token = session.greedy()
             end = clock()
+            if failed:
+                raise SystemExit("llama_decode failed")
             if number:
                 found["bare llama_decode"].append(1 / (middle - start))
                 found["edgeadapt bench"].append(1 / (end - middle))
