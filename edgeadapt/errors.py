@@ -57,6 +57,13 @@ class MissingSetupError(EdgeAdaptError):
 class RuntimeFailure(EdgeAdaptError):
     """An engine (llama.cpp, ONNX Runtime, torch) failed on its side."""
 
+    outcome: str = "failed"
+    """How: `timeout`, `killed`, `out_of_memory`, or `failed` for all else."""
+
+    def __init__(self, message: str, outcome: str = "failed") -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
 
 class GateFailure(EdgeAdaptError):
     """Everything ran, and the result is not good enough."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,12 +44,59 @@ def test_both_kinds_of_memory_add_up_to_the_kernels_own_peak(measured: Measureme
     assert abs(taken.at_peak.rss - taken.peak_rss) < 0.03 * taken.peak_rss
 
 
+def test_the_peak_is_the_kernels_own_for_that_child(tmp_path: Path) -> None:
+    """By wait4(2), whose figure is of the largest process below: the measured one."""
+    out = tmp_path / "bench.json"
+    short = (
+        "--prompt-tokens",
+        "128",
+        "--decode-tokens",
+        "8",
+        "--repetitions",
+        "2",
+        "--threads",
+        "1",
+    )
+    command = (
+        sys.executable,
+        "-m",
+        "edgeadapt",
+        "bench",
+        str(default_gguf()),
+        *short,
+        "--out",
+        out,
+    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    (record,) = json.loads(out.read_text())
+    memory = Measurement.model_validate(record).memory
+    assert memory.at_peak is not None
+    kernel = usage.ru_maxrss * 1024
+    assert memory.peak_rss == pytest.approx(kernel, rel=0.03)
+    assert memory.at_peak.rss == pytest.approx(kernel, rel=0.03)
+
+
 def test_mapped_weights_are_file_backed_and_counted_once(measured: Measurement) -> None:
     floor = measured.memory.phases["before_load"]
     grown = measured.memory.phases["finished"]
     size = measured.artifact.size_bytes
     assert 0.9 * size < grown.file_backed - floor.file_backed < 1.1 * size
     assert grown.anonymous - floor.anonymous < size
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_as_many_threads_compute_as_were_asked_for(threads: int) -> None:
+    short = ("--prompt-tokens", "16", "--decode-tokens", "16", "--repetitions", "2")
+    more = ("--depths", "0,64", "--threads", str(threads), "--json")
+    done = edgeadapt("bench", str(default_gguf()), *short, *more)
+    found = Measurement.model_validate(json.loads(done.stdout)[0])
+    assert found.runtime.threads_in_use == found.runtime.threads_running == threads
+    assert found.runtime.parameters == 134_515_008
+    assert [depth.depth for depth in found.depths] == [0, 64]
+    assert found.sustained is None
 
 
 def test_the_table_names_what_was_measured(measured: Measurement) -> None:
