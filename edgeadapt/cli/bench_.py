@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeadapt.cli.common import provider_option, standard
+from edgeadapt.cli.common import end_when_asked, provider_option, standard
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
@@ -46,6 +46,11 @@ from edgeadapt.errors import InputError
     help="Seconds for one artifact on one runtime.",
 )  # fmt: skip
 @click.option("--out", type=Path, help="Also write the measurements to this new JSON file.")
+@click.option(
+    "--on",
+    metavar="URL",
+    help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there].",
+)
 @standard
 def command(
     artifacts: tuple[Path, ...],
@@ -60,6 +65,7 @@ def command(
     cold: bool,
     timeout: float,
     out: Path | None,
+    on: str | None,
     as_json: bool,
 ) -> None:
     """Measure latency and memory of ARTIFACTs on their runtimes.
@@ -75,10 +81,12 @@ def command(
     from edgeadapt.bench.run import bench_all
     from edgeadapt.bench.table import render
     from edgeadapt.files import write_json
+    from edgeadapt.transports.options import elsewhere
 
     if out is not None and out.exists():
         raise InputError(f"{out} exists already; choose another --out, or remove it first")
-    measurements = bench_all(
+    end_when_asked()
+    measurements = (bench_all if on is None else elsewhere(on))(
         artifacts,
         runtime=runtime,
         threads=threads,
