@@ -19,9 +19,28 @@ umask 077
 root=${{EDGEADAPT_CACHE:-${{XDG_CACHE_HOME:-$HOME/.cache}}/edgeadapt}}
 files=$root/artifacts
 mkdir -p "$files" "$root/work" || exit {NO_FOLDER}
-hash() {{ {{ sha256sum <"$1" 2>/dev/null || shasum -a 256 <"$1"; }} | cut -c1-64; }}
+if command -v sha256sum >/dev/null; then sum=sha256sum; else sum='shasum -a 256'; fi
+hash() {{ $sum | cut -c1-64; }}
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+
+# A lease is a symbolic link that points nowhere: made in one step, with its text.
+take() {{
+    ln -s "$$:$boot:$2" "$1" 2>/dev/null && return
+    held "$1" && return 1
+    rm -f "$1"
+    ln -s "$$:$boot:$2" "$1" 2>/dev/null
+}}
+held() {{
+    text=$(readlink "$1") || return 1
+    pid=${{text%%:*}} rest=${{text#*:}} holder=${{text#*:*:}}
+    [ "${{rest%%:*}}" = "$boot" ] || return 1
+    {{ tr '\0' ' ' <"/proc/$pid/cmdline" || ps -o args= -p "$pid"; }} 2>/dev/null |
+        grep -q edgeadapt-on
+}}
 echo '{MARKER}'
 """
+"""`$root` and `$files`; `take LINK WHO` gets a lease unless a living script of ours has it, and
+sets `$holder` then."""
 
 PROBE = r"""
 find_program() {
@@ -45,11 +64,12 @@ Also forgets artifacts that were not used for 30 days."""
 
 STATUS = r"""
 while [ $# -gt 0 ]; do
-    if [ -f "$files/$1" ] && [ "$(hash "$files/$1")" = "$1" ]; then
+    if [ -f "$files/$1" ] && [ "$(hash <"$files/$1")" = "$1" ]; then
         touch "$files/$1"
         echo "have $1"
     elif [ -f "$files/$1.part" ]; then
-        echo "part $1 $(wc -c <"$files/$1.part") $(hash "$files/$1.part")"
+        size=$(($(wc -c <"$files/$1.part")))  # it may be growing
+        echo "part $1 $size $(head -c "$size" "$files/$1.part" | hash)"
     else
         echo "none $1"
     fi
@@ -61,31 +81,31 @@ echo "free $4"
 """Each argument a sha256: is it here whole, in part (bytes, sha256 of them), or not at all."""
 
 PUT = f"""
-part=$files/$1.part
-[ "$2" != 0 ] || : >"$part"
+part=$files/$2.part lease=$files/$2.lease
+tries=0
+until take "$lease" "$1"; do  # a copy whose link broke may not be at its end yet
+    tries=$((tries + 1))
+    [ "$tries" -lt 40 ] || {{ echo "$holder" >&2; exit {BUSY}; }}
+    sleep 0.5
+done
+trap 'rm -f "$lease"' EXIT
+trap 'exit 143' HUP INT TERM PIPE
+[ "$3" != 0 ] || : >"$part"
+[ "$(wc -c <"$part")" -eq "$3" ] || exit {SHORT}
 cat >>"$part" || exit {NO_SPACE}
-[ "$(wc -c <"$part")" -ge "$3" ] || exit {SHORT}
-[ "$(hash "$part")" = "$1" ] || {{ rm -f "$part"; exit {WRONG}; }}
-mv -f "$part" "$files/$1"
+[ "$(wc -c <"$part")" -ge "$4" ] || exit {SHORT}
+[ "$(hash <"$part")" = "$2" ] || {{ rm -f "$part"; exit {WRONG}; }}
+mv -f "$part" "$files/$2"
 """
-"""$1: sha256; $2: bytes that are here; $3: bytes of the whole. The rest comes on stdin."""
+"""$1: who asks; $2: sha256; $3: bytes that are here; $4: bytes of the whole. The rest comes on
+stdin."""
 
 RUN = f"""
-id=$1 who=$2 quiet=$3 count=$4
+who=$1 id=$2 quiet=$3 count=$4
 shift 4
 lease=$root/lease work=$root/work/$id child= watch=
-boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
 if command -v setsid >/dev/null; then lead=setsid minus=-; else lead=env minus=; fi
 
-# The lease is a symbolic link that points nowhere: made in one step, with its text.
-take() {{ ln -s "$$:$boot:$who" "$lease" 2>/dev/null; }}
-held() {{
-    text=$(readlink "$lease") || return 1
-    pid=${{text%%:*}} rest=${{text#*:}} holder=${{text#*:*:}}
-    [ "${{rest%%:*}}" = "$boot" ] || return 1
-    {{ tr '\\0' ' ' <"/proc/$pid/cmdline" || ps -o args= -p "$pid"; }} 2>/dev/null |
-        grep -q edgeadapt-on
-}}
 finish() {{
     trap '' HUP INT TERM PIPE
     if [ -n "$child" ]; then
@@ -98,11 +118,7 @@ finish() {{
     cd / && rm -rf "$work"
     rm -f "$lease"
 }}
-if ! take; then
-    if held; then echo "$holder" >&2; exit {BUSY}; fi
-    rm -f "$lease"
-    take || exit {BUSY}
-fi
+take "$lease" "$who" || {{ echo "$holder" >&2; exit {BUSY}; }}
 trap 'finish >/dev/null 2>&1' EXIT
 trap 'exit 143' HUP INT TERM PIPE
 rm -rf "$root/work"
@@ -133,7 +149,7 @@ wait "$child"
 code=$?
 exit "$code"
 """
-"""$1: name of the working folder; $2: who asks; $3: seconds of silence after which to end;
+"""$1: who asks; $2: name of the working folder; $3: seconds of silence after which to end;
 $4: number of files, then so many pairs of sha256 and name, then the program and its arguments.
 
 One run at a time. The program leads a session of its own, so that all of it can be ended."""

@@ -116,20 +116,22 @@ class SshTransport(Transport):
 
     def place(self, files: Sequence[NeededFile]) -> int:
         """See `Transport.place`. A copy that breaks off goes on where it stopped."""
-        missing, reached, failures = None, -1, 0
+        copied, reached, failures = 0, None, 0
         while True:
             answer = self._ask(scripts.STATUS, [file.sha256 for file in files])
             portions = plan_copies(self.name, files, answer)
-            left = sum(portion.missing for portion in portions)
-            missing = left if missing is None else missing
-            if not portions:
-                return missing
-            failures = 0 if missing - left > reached else failures
-            reached = max(reached, missing - left)
-            finished = self._copy(portions[0])
-            if finished.code:
-                failures += 1
-                self._after_broken_copy(finished, portions[0], failures)
+            missing = sum(portion.missing for portion in portions)
+            copied = max(copied, missing)
+            failures = 0 if reached is None or missing < reached else failures
+            reached = missing if reached is None else min(missing, reached)
+            for portion in portions:
+                finished = self._copy(portion)
+                if finished.code:
+                    failures += 1
+                    self._after_broken_copy(finished, portion, failures)
+                    break
+            else:
+                return copied
 
     def _copy(self, portion: Portion) -> Finished:
         """Send what is missing of a file."""
@@ -149,7 +151,7 @@ class SshTransport(Transport):
                         left -= len(chunk)
                         advance(len(chunk) / 1e6)
 
-            arguments = (file.sha256, str(portion.offset), str(file.size))
+            arguments = (_who(), file.sha256, str(portion.offset), str(file.size))
             return self._call(scripts.PUT, arguments, feed)
 
     def _after_broken_copy(self, finished: Finished, portion: Portion, failures: int) -> None:
@@ -157,7 +159,13 @@ class SshTransport(Transport):
         name = portion.file.path.name
         if finished.code == scripts.NO_SPACE:
             raise HostFailure(f"{self.name} could not store {name}: {finished.last_words}")
-        if failures >= _TRIES or finished.code not in (_LOST, scripts.SHORT, scripts.WRONG):
+        if failures >= _TRIES and finished.code == scripts.BUSY:
+            raise HostFailure(
+                f"{name} is being copied to {self.name} already, for {finished.last_words}; wait "
+                "for that, or for its connection to be given up there"
+            )
+        again = (_LOST, scripts.SHORT, scripts.WRONG, scripts.BUSY)
+        if failures >= _TRIES or finished.code not in again:
             raise HostFailure(
                 f"copying {name} to {self.name} broke off {failures} times: "
                 f"{finished.last_words}; what is there already will not be sent again"
@@ -168,9 +176,8 @@ class SshTransport(Transport):
         self, arguments: Sequence[str], files: Sequence[NeededFile], *, timeout_s: float | None
     ) -> bytes:
         """See `Transport.run`. One at a time: the other side gives a lease for it."""
-        who = f"{getpass.getuser()}@{platform.node()}"
         pairs = [text for file in files for text in (file.sha256, file.name)]
-        head = (uuid.uuid4().hex, who, f"{QUIET_S:g}", str(len(files)))
+        head = (_who(), uuid.uuid4().hex, f"{QUIET_S:g}", str(len(files)))
         finished = self._call(
             scripts.RUN,
             (*head, *pairs, self.program, *arguments),
@@ -261,3 +268,8 @@ class SshTransport(Transport):
 def _after_marker(stdout: bytes) -> bytes:
     """What the script wrote, without what the login shell wrote before."""
     return stdout.partition(scripts.MARKER.encode() + b"\n")[2]
+
+
+def _who() -> str:
+    """Who asks, for others who have to wait."""
+    return f"{getpass.getuser()}@{platform.node()}"

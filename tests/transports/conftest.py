@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.transports.ssh_server import Link, SshServer, ssh_server, write_known_hosts
+
+SIZE = 24_000_000
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +35,7 @@ def server(running_server: SshServer, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def big_file(tmp_path: Path) -> Path:
-    """Random bytes that no compression makes smaller."""
-    import os
-
+    """Random bytes, many times the 2 MB that SSH lets be under way unread."""
     path = tmp_path / "big.bin"
-    path.write_bytes(os.urandom(3_000_000))
+    path.write_bytes(os.urandom(SIZE))
     return path

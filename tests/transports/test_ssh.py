@@ -12,9 +12,8 @@ from edgeadapt.transports import ssh
 from edgeadapt.transports.base import NeededFile, open_transport
 from edgeadapt.transports.place import needed_files
 from edgeadapt.transports.ssh import SshAddress, SshTransport
+from tests.transports.conftest import SIZE
 from tests.transports.ssh_server import SshServer, make_key, write_known_hosts
-
-SIZE = 3_000_000
 
 
 def needed(path: Path) -> NeededFile:
@@ -40,24 +39,24 @@ def test_a_file_is_copied_once(server: SshServer, big_file: Path) -> None:
 
 
 def test_a_broken_copy_goes_on_where_it_stopped(server: SshServer, big_file: Path) -> None:
-    server.link.cuts = [800_000, 900_000]
+    server.link.cuts = [8_000_000, 9_000_000]
     assert place(server, big_file) == SIZE
     assert server.link.cuts == []
-    assert server.link.upstream < SIZE * 1.4  # from the start again, it were 1.57 at least
+    assert server.link.upstream < SIZE * 1.4  # from the start again, it would be 1.7
 
 
 def test_a_later_call_goes_on_too(
     server: SshServer, big_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "_TRIES", 1)
-    server.link.cuts = [1_500_000]
+    server.link.cuts = [12_000_000]
     with (
         pytest.raises(HostFailure, match="broke off 1 times"),
         SshTransport(server.url("/bin/true")) as there,
     ):
         there.place([needed(big_file)])
     copied = place(server, big_file)
-    assert SIZE / 3 < copied < SIZE * 2 / 3
+    assert SIZE / 2 <= copied < SIZE * 2 / 3
 
 
 def test_a_link_that_always_breaks_is_given_up(server: SshServer, big_file: Path) -> None:
@@ -101,7 +100,7 @@ def test_files_lie_under_their_names_while_it_runs(server: SshServer, tmp_path: 
 
 def test_an_unknown_host_key_is_refused(server: SshServer) -> None:
     (server.folder / "known_hosts").write_text("")
-    with pytest.raises(HostFailure, match="host key of .* is not known; type `ssh -l"):
+    with pytest.raises(HostFailure, match=r"host key of .* is not known; type `ssh -l"):
         SshTransport(server.url()).connect()
     assert not server.cache.exists()
     assert (server.folder / "known_hosts").read_text() == ""
@@ -119,9 +118,7 @@ def test_without_a_key_it_never_asks_for_a_password(
 ) -> None:
     make_key(tmp_path / "other")
     text = (server.folder / "ssh_config").read_text()
-    (tmp_path / "config").write_text(
-        text.replace(f"{server.folder}/key", str(tmp_path / "other"))
-    )
+    (tmp_path / "config").write_text(text.replace(f"{server.folder}/key", str(tmp_path / "other")))
     monkeypatch.setenv("EDGEADAPT_SSH", f"ssh -F {tmp_path}/config")
     with pytest.raises(HostFailure, match="passwords are never asked for; type: ssh-copy-id"):
         SshTransport(server.url()).connect()
@@ -129,7 +126,7 @@ def test_without_a_key_it_never_asks_for_a_password(
 
 def test_nobody_there(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.link.close()
-    with pytest.raises(HostFailure, match="cannot be reached: .*refused"):
+    with pytest.raises(HostFailure, match=r"cannot be reached: .*refused"):
         SshTransport(server.url()).connect()
     monkeypatch.setenv("EDGEADAPT_SSH", "/no/such/ssh")
     with pytest.raises(HostFailure, match="/no/such/ssh cannot be started"):
