@@ -54,6 +54,11 @@ if TYPE_CHECKING:
 @method_options
 @llama_bench_options
 @click.option("--out", type=Path, help="Also write the measurements to this new JSON file.")
+@click.option(
+    "--on",
+    metavar="URL",
+    help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there].",
+)
 @standard
 def command(
     artifacts: tuple[Path, ...],
@@ -65,6 +70,7 @@ def command(
     imports: tuple[Path, ...],
     llama_bench_json: Path | None,
     out: Path | None,
+    on: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -81,6 +87,7 @@ def command(
       edgeadapt bench model.gguf onnx-folder --runtime all --threads 4
       edgeadapt bench model.gguf --threads sweep --depths 0,1024 --sustain 10m
       edgeadapt bench model.gguf --import from-the-board.json
+      edgeadapt bench model.gguf --on ssh://pi@raspberrypi
     """
     from edgeadapt.bench.llama_bench import read_llama_bench
     from edgeadapt.bench.series import bench_each
@@ -92,21 +99,48 @@ def command(
     end_when_asked()
     records: list[Measurement | Failure] = []
     try:
-        for _ in bench_each(
-            artifacts,
-            records,
-            runtime=runtime,
-            threads=threads or _profile_threads(device),
-            timeout_s=timeout,
-            sustain_s=sustain,
-            **options,
-        ):
-            pass
+        if on is not None:
+            _bench_on(on, artifacts, records, options["adapter"])
+        else:
+            runs = bench_each(
+                artifacts,
+                records,
+                runtime=runtime,
+                threads=threads or _profile_threads(device),
+                timeout_s=timeout,
+                sustain_s=sustain,
+                **options,
+            )
+            for _ in runs:
+                pass
     finally:
         if records or imported:
             _show([*records, *imported], out, as_json)
             _write_llama_bench(llama_bench_json, records)
     _fail_for(records)
+
+
+def _bench_on(
+    url: str,
+    artifacts: Sequence[Path],
+    records: list[Measurement | Failure],
+    adapter: Path | None,
+) -> None:
+    """The same command on another machine; a host that fails is a record for each artifact."""
+    from edgeadapt.bench.measurement import Failure
+    from edgeadapt.errors import HostFailure
+    from edgeadapt.transports.options import elsewhere
+
+    try:
+        records += elsewhere(url)(artifacts, adapter=adapter)
+    except HostFailure as error:
+        records += [
+            Failure(
+                outcome="failed", reason=str(error), artifact=str(path), runtime="-", threads=0,
+                seconds=0.0,
+            )
+            for path in artifacts
+        ]  # fmt: skip
 
 
 def _check_new(*paths: Path | None) -> None:

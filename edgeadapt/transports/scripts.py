@@ -1,0 +1,169 @@
+"""What runs on the other side: POSIX sh, nothing else is asked of a board.
+
+Each script is preceded by `set --` and its arguments, and `MARKER` ends what a login shell may have
+printed before. sha256sum is coreutils', busybox's and toybox's; shasum is macOS's.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+MARKER = "edgeadapt-on: ready"
+
+BUSY, NO_FILE, NO_SPACE, SHORT, WRONG, NO_FOLDER = 91, 92, 93, 94, 95, 96
+"""Exit codes of the scripts, beside those of the program that they run."""
+
+_START = f"""
+umask 077
+root=${{EDGEADAPT_CACHE:-${{XDG_CACHE_HOME:-$HOME/.cache}}/edgeadapt}}
+files=$root/artifacts
+mkdir -p "$files" "$root/work" || exit {NO_FOLDER}
+if command -v sha256sum >/dev/null; then sum=sha256sum; else sum='shasum -a 256'; fi
+hash() {{ $sum | cut -c1-64; }}
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+
+# A lease is a symbolic link that points nowhere: made in one step, with its text.
+take() {{
+    ln -s "$$:$boot:$2" "$1" 2>/dev/null && return
+    held "$1" && return 1
+    rm -f "$1"
+    ln -s "$$:$boot:$2" "$1" 2>/dev/null
+}}
+held() {{
+    text=$(readlink "$1") || return 1
+    pid=${{text%%:*}} rest=${{text#*:}} holder=${{text#*:*:}}
+    [ "${{rest%%:*}}" = "$boot" ] || return 1
+    {{ tr '\0' ' ' <"/proc/$pid/cmdline" || ps -o args= -p "$pid"; }} 2>/dev/null |
+        grep -q edgeadapt-on
+}}
+echo '{MARKER}'
+"""
+"""`$root` and `$files`; `take LINK WHO` gets a lease unless a living script of ours has it, and
+sets `$holder` then."""
+
+PROBE = r"""
+find_program() {
+    case $1 in
+        "/~/"*) command -v "$HOME/${1#/~/}"; return;;
+        ?*) command -v "$1"; return;;
+    esac
+    for name in edgeadapt llama-bench; do
+        for place in "$name" "$HOME/.local/bin/$name" "$HOME/.venv/bin/$name" \
+            "$HOME/edgeadapt/.venv/bin/$name" "$HOME/llama.cpp/build/bin/$name"; do
+            command -v "$place" && return
+        done
+    done
+}
+echo "program $(find_program "$1")"
+find "$files" -type f -mtime +30 -exec rm -f {} +
+"""
+"""$1: the program to use (/~/ is the home folder), or empty.
+
+Also forgets artifacts that were not used for 30 days."""
+
+STATUS = r"""
+while [ $# -gt 0 ]; do
+    if [ -f "$files/$1" ] && [ "$(hash <"$files/$1")" = "$1" ]; then
+        touch "$files/$1"
+        echo "have $1"
+    elif [ -f "$files/$1.part" ]; then
+        size=$(($(wc -c <"$files/$1.part")))  # it may be growing
+        echo "part $1 $size $(head -c "$size" "$files/$1.part" | hash)"
+    else
+        echo "none $1"
+    fi
+    shift
+done
+set -- $(df -Pk "$files" | tail -n 1)
+echo "free $4"
+"""
+"""Each argument a sha256: is it here whole, in part (bytes, sha256 of them), or not at all."""
+
+PUT = f"""
+part=$files/$2.part lease=$files/$2.lease
+tries=0
+until take "$lease" "$1"; do  # a copy whose link broke may not be at its end yet
+    tries=$((tries + 1))
+    [ "$tries" -lt 40 ] || {{ echo "$holder" >&2; exit {BUSY}; }}
+    sleep 0.5
+done
+trap 'rm -f "$lease"' EXIT
+trap 'exit 143' HUP INT TERM PIPE
+[ "$3" != 0 ] || : >"$part"
+[ "$(wc -c <"$part")" -eq "$3" ] || exit {SHORT}
+cat >>"$part" || exit {NO_SPACE}
+[ "$(wc -c <"$part")" -ge "$4" ] || exit {SHORT}
+[ "$(hash <"$part")" = "$2" ] || {{ rm -f "$part"; exit {WRONG}; }}
+mv -f "$part" "$files/$2"
+"""
+"""$1: who asks; $2: sha256; $3: bytes that are here; $4: bytes of the whole. The rest comes on
+stdin."""
+
+RUN = f"""
+who=$1 id=$2 quiet=$3 count=$4
+shift 4
+lease=$root/lease work=$root/work/$id child= watch=
+if command -v setsid >/dev/null; then lead=setsid minus=-; else lead=env minus=; fi
+
+finish() {{
+    trap '' HUP INT TERM PIPE
+    if [ -n "$child" ]; then
+        kill -s TERM -- "$minus$child"
+        $lead sh -c 'sleep 5; kill -s KILL -- "$0"' "$minus$child" &
+        wait "$child"
+        kill -s KILL -- "$minus$!" "$minus$child"
+    fi
+    [ -z "$watch" ] || kill -s KILL -- "$minus$watch"
+    cd / && rm -rf "$work"
+    rm -f "$lease"
+}}
+take "$lease" "$who" || {{ echo "$holder" >&2; exit {BUSY}; }}
+trap 'finish >/dev/null 2>&1' EXIT
+trap 'exit 143' HUP INT TERM PIPE
+rm -rf "$root/work"
+mkdir -p "$work"
+while [ "$count" -gt 0 ]; do
+    mkdir -p "$work/${{2%/*}}"
+    {{ ln "$files/$1" "$work/$2" || cp "$files/$1" "$work/$2"; }} 2>/dev/null || exit {NO_FILE}
+    shift 2
+    count=$((count - 1))
+done
+cd "$work"
+exec 3<&0
+TMPDIR=$work $lead "$@" </dev/null 3<&- &
+child=$!
+# A line comes every few seconds. Silence, or the end of stdin: the other side is gone.
+$lead sh -c '
+    while :; do
+        (sleep "$1"; kill -s TERM "$0") &
+        read -r line || break
+        kill $!
+    done
+    kill -s TERM "$0"
+    sleep 15
+    kill -s KILL -- "$2"' $$ "$quiet" "$minus$child" <&3 >/dev/null 2>&1 &
+watch=$!
+exec 3<&-
+wait "$child"
+code=$?
+exit "$code"
+"""
+"""$1: who asks; $2: name of the working folder; $3: seconds of silence after which to end;
+$4: number of files, then so many pairs of sha256 and name, then the program and its arguments.
+
+One run at a time. The program leads a session of its own, so that all of it can be ended."""
+
+
+def with_arguments(script: str, arguments: Sequence[str]) -> bytes:
+    """The whole script, with `$1` and so on set."""
+    words = " ".join(shlex.quote(a) for a in arguments)
+    return f"set -- {words}\n{_START}{script}".encode()
+
+
+def command_line(script: bytes) -> str:
+    """What to tell the login shell, whichever it is: read the script from stdin, then run it.
+
+    dd reads byte by byte, so that what follows on stdin is left for the script.
+    """
+    return f"exec sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"' edgeadapt-on"
