@@ -106,6 +106,7 @@ def in_turns(options: argparse.Namespace) -> dict[str, Speeds]:
     for number in range(options.rounds + 1):  # the first warms up and is not counted
         for name in sorted(sides, reverse=bool(number % 2)):
             speeds = sides[name](options)
+            print(f"{name} {statistics.median(speeds):.2f}", file=sys.stderr, flush=True)
             if number:
                 found[name] += speeds
     return found
