@@ -7,6 +7,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 
 from edgeadapt import __version__
+from edgeadapt.base_model import DEFAULT
 from edgeadapt.bundle import golden
 from edgeadapt.bundle.card import CARD, model_card
 from edgeadapt.bundle.container import file_chunks, sums
@@ -44,6 +45,8 @@ from edgeadapt.runtimes.registry import installed_runtimes
 
 SELFTEST = "selftest.py"
 _MOST_SAMPLES = 3
+_BUILT_IN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Whose weights the built-in base has, by way of a Q4_1 file: its hash is not the hub's."""
 
 
 def assemble(
@@ -105,7 +108,7 @@ def _manifest(
     return Manifest(
         name=run.name,
         base=Origin(
-            name=without_folders(run.base.name),
+            name=_BUILT_IN if run.base.name == DEFAULT else without_folders(run.base.name),
             revision=origin.get("revision") if isinstance(origin, dict) else None,
             sha256=run.base.sha256,
             license=licence.id,

@@ -98,7 +98,8 @@ def adapters_of(lineage: Mapping[str, Any], folder: str | None) -> tuple[Adapter
         entries.append(
             AdapterEntry(
                 name=told.get("name"),
-                method=told.get("method"),
+                method=training.get("method")
+                or told.get("method"),  # qlora, of which PEFT says lora
                 rank=_number(told.get("r")),
                 alpha=_number(told.get("alpha")),
                 sha256=told.get("sha256"),
