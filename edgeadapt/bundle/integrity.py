@@ -11,6 +11,7 @@ from edgeadapt.bundle.manifest import (
     LARGEST,
     MANIFEST,
     SIGNATURE,
+    SIGNATURE_DIGEST,
     UNLISTED,
     FileEntry,
     Manifest,
@@ -94,10 +95,24 @@ def check_files(container: Container, manifest: Manifest) -> Findings:
     known = {*manifest.files, *UNLISTED}
     findings.added = sorted(set(sizes) - known)
     findings.other = [f"{name} {what}" for name, what in sorted(container.odd.items())]
+    findings.other += _signature_problems(container)
     _find_renamed(container, manifest, findings)
     if not findings.sentences() and (problem := container.frame_problem()):
         findings.other.append(problem)
     return findings
+
+
+def _signature_problems(container: Container) -> list[str]:
+    """Whether the signature is the one that was written; whose it is, is another question."""
+    there = [name for name in (SIGNATURE, SIGNATURE_DIGEST) if name in container.sizes()]
+    if len(there) == 1:
+        other = SIGNATURE if there == [SIGNATURE_DIGEST] else SIGNATURE_DIGEST
+        return [f"{other} is missing"]
+    if there:
+        expected = digest_bytes(read_file(container, SIGNATURE, LARGEST), SIGNATURE)
+        if read_file(container, SIGNATURE_DIGEST, LARGEST) != expected:
+            return [f"{SIGNATURE} or {SIGNATURE_DIGEST} was changed: they do not belong together"]
+    return []
 
 
 def _same(container: Container, name: str, entry: FileEntry, size: int) -> bool:

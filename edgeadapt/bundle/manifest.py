@@ -19,8 +19,9 @@ MANIFEST = "manifest.json"
 DIGEST = "manifest.sha256"
 SCHEMA = "manifest.schema.json"
 SIGNATURE = "model.sig"
-UNLISTED = (MANIFEST, DIGEST, SIGNATURE)
-"""Files that a manifest cannot list: itself, its digest, and what signs them all."""
+SIGNATURE_DIGEST = "model.sig.sha256"
+UNLISTED = (MANIFEST, DIGEST, SIGNATURE, SIGNATURE_DIGEST)
+"""Files that a manifest cannot list: itself, what signs all, and the digests of these two."""
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST = 16 << 20
 """Bytes of a manifest; one that lists `MOST_FILES` files stays below."""
@@ -166,9 +167,9 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def digest_bytes(manifest: bytes) -> bytes:
-    """Content of manifest.sha256, as `sha256sum` writes it."""
-    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+def digest_bytes(content: bytes, name: str = MANIFEST) -> bytes:
+    """Content of manifest.sha256, or of another file's digest, as `sha256sum` writes it."""
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -1,7 +1,7 @@
 """Signatures over a bundle's folder, through the `model-signing` library (OpenSSF Model Signing).
 
-The signature lies in the bundle as `model.sig` and covers every other file: names and contents. It
-is a Sigstore bundle that the `model_signing` program verifies too.
+The signature lies in the bundle as `model.sig` and covers every other file, names and contents,
+except its own digest, `model.sig.sha256`. The `model_signing` program verifies it too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.bundle.manifest import SIGNATURE
+from edgeadapt.bundle.manifest import SIGNATURE, SIGNATURE_DIGEST, digest_bytes
 from edgeadapt.errors import EdgeAdaptError, GateFailure, InputError
 from edgeadapt.extras import need
 
@@ -66,7 +66,10 @@ class Signer:
                 ),
                 f"{self.key} cannot sign",
             )
-        _guarded(lambda: config.sign(folder, folder / SIGNATURE), f"signing with {self.key} failed")
+        place = folder / SIGNATURE
+        _guarded(lambda: config.sign(folder, place), f"signing with {self.key} failed")
+        # so that damage to the signature shows to those who do not check it, too
+        (folder / SIGNATURE_DIGEST).write_bytes(digest_bytes(place.read_bytes(), SIGNATURE))
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,9 @@ def _library() -> Any:
 
 def _hashing(library: Any) -> Any:
     """Everything but the signature, git's files not left out as they are by default."""
-    return library.hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    return library.hashing.Config().set_ignored_paths(
+        paths=[SIGNATURE, SIGNATURE_DIGEST], ignore_git_paths=False
+    )
 
 
 def _check_files(*paths: Path | None) -> None:

@@ -110,10 +110,27 @@ def test_each_kind_of_change_is_named(copy: Path, keys: tuple[Path, Path], chang
         verify_bundle(copy, trusting(keys[1]))
 
 
-def test_one_byte_of_the_signature_counts(copy: Path, keys: tuple[Path, Path]) -> None:
-    data = bytearray((copy / "model.sig").read_bytes())
+@pytest.mark.parametrize("name", ["model.sig", "model.sig.sha256"])
+def test_one_byte_of_the_signature_counts_even_to_who_does_not_check_it(
+    copy: Path, name: str
+) -> None:
+    data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(GateFailure, match=r"model\.sig or model\.sig\.sha256 was changed"):
+        verify_bundle(copy, VerifySettings())
+    (copy / name).unlink()
+    with pytest.raises(GateFailure, match=f"{name} is missing"):
+        verify_bundle(copy, VerifySettings())
+
+
+def test_a_signature_over_something_else_is_refused(copy: Path, keys: tuple[Path, Path]) -> None:
+    data = bytearray((copy / "model.sig").read_bytes())
+    place = data.index(b'"sig"') + 30
+    data[place] = ord("A") if data[place] != ord("A") else ord("B")
     (copy / "model.sig").write_bytes(data)
+    (copy / "model.sig.sha256").write_bytes(digest_bytes(bytes(data), "model.sig"))
+    assert verify_bundle(copy, VerifySettings())["signature"] == "not checked"
     with pytest.raises(GateFailure, match="signature does not hold"):
         verify_bundle(copy, trusting(keys[1]))
 
