@@ -28,6 +28,8 @@ _EXTRA_OF = {
     "datasets": "train",
     "pyarrow": "train",
     "huggingface_hub": "train",
+    "model_signing": "sign",
+    "OpenSSL": "sign",
 }
 
 

@@ -39,6 +39,8 @@ _JOBS = {
     "compare": "edgeadapt.fidelity.compare:run_compare",
     "parity-original": "edgeadapt.fidelity.parity_jobs:run_original",
     "parity-engine": "edgeadapt.fidelity.parity_jobs:run_engine",
+    "golden-record": "edgeadapt.bundle.golden:run_record",
+    "golden-replay": "edgeadapt.bundle.golden:run_replay",
 }
 """Job kind -> the function that does it in the child: (payload, progress) -> result."""
 

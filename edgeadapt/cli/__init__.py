@@ -22,6 +22,8 @@ _COMMANDS = {
     "chat": "Talk to an artifact.",
     "plan": "What fits a device, how fast it should be, and which to take.",
     "devices": "List, show, check and detect device profiles.",
+    "bundle": "Put what a run made into one folder or file for an app team.",
+    "verify": "Check that a bundle is whole, unchanged and behaves as it did.",
     "setup": "Build and check native libraries for this CPU.",
 }
 

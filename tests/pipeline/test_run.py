@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +226,27 @@ def test_a_malformed_row_is_named_before_any_work(workplace: Path, tmp_path: Pat
     with pytest.raises(InputError, match="line 2: field 'completion'"):
         run_recipe(recipe_of(workplace, data=data), tmp_path / "runs/x")
     assert not (tmp_path / "runs").exists()
+
+
+def test_its_bundle_says_the_same_on_every_runtime(
+    finished: tuple[Recipe, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    from edgeadapt.bundle.make import BundleSettings, make_bundle
+    from edgeadapt.bundle.verify import VerifySettings, verify_bundle
+
+    _, root, document = finished
+    record = make_bundle(root, tmp_path / "bundle", BundleSettings(force=True))
+    assert len(record["variants"]) == len(document["artifacts"]) == 2
+    found = verify_bundle(tmp_path / "bundle", VerifySettings(run=True))
+    assert {(row["variant"], row["runtime"]) for row in found["replayed"]} == {
+        ("gguf-Q8_0", "llama-cpp"), ("onnx-fp32", "ort-genai"), ("onnx-fp32", "onnxruntime"),
+    }  # fmt: skip
+    alone = subprocess.run(
+        [sys.executable, "-I", "selftest.py"],
+        cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert alone.returncode == 0 and "on ort-genai" in alone.stdout, alone.stdout + alone.stderr
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    assert manifest["adapters"][0]["sha256"] == document["adapter"]["sha256"]
+    assert all(variant["measurements"] for variant in manifest["variants"])
+    assert manifest["tools"]["torch"]
