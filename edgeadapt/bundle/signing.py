@@ -54,10 +54,13 @@ class Signer:
         if self.sigstore:
             config.use_sigstore_signer(identity_token=self.identity_token)
         elif self.certificate is not None:
-            config.use_certificate_signer(
-                private_key=self.key,
-                signing_certificate=self.certificate,
-                certificate_chain=list(self.chain),
+            _guarded(
+                lambda: config.use_certificate_signer(
+                    private_key=self.key,
+                    signing_certificate=self.certificate,
+                    certificate_chain=list(self.chain),
+                ),
+                f"{self.certificate} cannot sign",
             )
         else:
             _guarded(
@@ -112,16 +115,19 @@ class Trust:
         library = _library()
         config = library.verifying.Config()
         config.set_hashing_config(_hashing(library))
+        _guarded(lambda: self._believe(config), "what to trust cannot be read")
+        try:
+            config.verify(folder, folder / SIGNATURE)
+        except Exception as error:  # the library and those below it raise many kinds
+            raise _refused(f"the signature does not hold: {_told(error)}") from error
+
+    def _believe(self, config: Any) -> None:
         if self.public_key is not None:
             config.use_elliptic_key_verifier(public_key=self.public_key)
         elif self.chain:
             config.use_certificate_verifier(certificate_chain=list(self.chain))
         else:
             config.use_sigstore_verifier(identity=self.identity, oidc_issuer=self.issuer)
-        try:
-            config.verify(folder, folder / SIGNATURE)
-        except Exception as error:  # the library and those below it raise many kinds
-            raise _refused(f"the signature does not hold: {_told(error)}") from error
 
 
 def _refused(text: str) -> GateFailure:

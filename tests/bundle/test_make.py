@@ -187,3 +187,10 @@ def test_nothing_is_left_where_bundling_fails(run_folder: Path, tmp_path: Path) 
         make_bundle(run_folder, tmp_path / "there.zip", PLAIN)
     assert [p.name for p in tmp_path.iterdir()] == ["there.zip"]
     assert (tmp_path / "there.zip").read_bytes() == b"mine"
+
+
+def test_examples_do_not_hide_the_packages_that_they_import() -> None:
+    """Python looks beside a script first: onnxruntime_genai.py would import itself."""
+    templates = (ROOT / "edgeadapt/bundle/loading").rglob("*.py.txt")
+    stems = {path.name.removesuffix(".py.txt") for path in templates}
+    assert stems and not stems & {"llama_cpp", "onnxruntime_genai", "onnxruntime", "numpy", "json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 pytest.importorskip("model_signing")
 
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgeadapt.bundle.archive import write_archive
@@ -154,3 +156,73 @@ def test_a_key_that_is_none_is_refused(
     assert not (tmp_path / "out").exists()
     with pytest.raises((InputError, GateFailure)):
         verify_bundle(made, trusting(tmp_path / "junk.pem"))
+
+
+def authority(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """A root certificate, and a key with the certificate that the root gave it."""
+    root_key, _ = new_keys(folder, f"{name}-root")
+    key, _ = new_keys(folder, f"{name}-leaf")
+    root = certificate(name, root_key, name, root_key, is_root=True)
+    leaf = certificate(f"{name} signer", key, name, root_key, is_root=False)
+    for path, content in ((folder / f"{name}-root.crt", root), (folder / f"{name}.crt", leaf)):
+        path.write_bytes(content)
+    return folder / f"{name}-root.crt", key, folder / f"{name}.crt"
+
+
+def certificate(subject: str, key: Path, issuer: str, issuer_key: Path, *, is_root: bool) -> bytes:
+    def load(path: Path) -> ec.EllipticCurvePrivateKey:
+        found = serialization.load_pem_private_key(path.read_bytes(), None)
+        assert isinstance(found, ec.EllipticCurvePrivateKey)
+        return found
+
+    def named(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+    now = datetime.datetime.now(datetime.UTC)
+    usage = dict.fromkeys(
+        (
+            "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+            "crl_sign", "encipher_only", "decipher_only",
+        ),
+        False,
+    )  # fmt: skip
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(named(subject))
+        .issuer_name(named(issuer))
+        .public_key(load(key).public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=is_root, path_length=None), critical=True)
+        .add_extension(
+            x509.KeyUsage(digital_signature=not is_root, key_cert_sign=is_root, **usage),
+            critical=True,
+        )
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(load(key).public_key()), critical=False
+        )
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(load(issuer_key).public_key()),
+            critical=False,
+        )
+    )
+    if not is_root:
+        builder = builder.add_extension(
+            x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CODE_SIGNING]), critical=False
+        )
+    signed = builder.sign(load(issuer_key), hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM)
+
+
+def test_certificates_sign_and_another_root_is_not_believed(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    root, key, leaf = authority(tmp_path, "ours")
+    signer = Signer(key, certificate=leaf, chain=(root,))
+    make_bundle(run_folder, tmp_path / "out", BundleSettings(golden=False, signer=signer))
+    believed = VerifySettings(trust=Trust(chain=(root,)))
+    assert verify_bundle(tmp_path / "out", believed)["signature"] == "valid"
+    other, _, _ = authority(tmp_path, "other")
+    with pytest.raises(GateFailure, match="signature does not hold"):
+        verify_bundle(tmp_path / "out", VerifySettings(trust=Trust(chain=(other,))))

@@ -246,6 +246,12 @@ def test_its_bundle_says_the_same_on_every_runtime(
         cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert alone.returncode == 0 and "on ort-genai" in alone.stdout, alone.stdout + alone.stderr
+    for example in ("gguf-Q8_0/llama_cpp_python.py", "onnx-fp32/onnxruntime-genai.py"):
+        done = subprocess.run(
+            [sys.executable, f"loading/{example}"],
+            cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{example}: {done.stderr}"
     manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
     assert manifest["adapters"][0]["sha256"] == document["adapter"]["sha256"]
     assert all(variant["measurements"] for variant in manifest["variants"])
