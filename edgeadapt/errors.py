@@ -58,9 +58,19 @@ class MissingSetupError(EdgeAdaptError):
 class RuntimeFailure(EdgeAdaptError):
     """An engine (llama.cpp, ONNX Runtime, torch) failed on its side."""
 
+    outcome: str = "failed"
+    """How: `timeout`, `killed`, `out_of_memory`, or `failed` for all else."""
+
+    def __init__(self, message: str, outcome: str = "failed") -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
 
 class HostFailure(EdgeAdaptError):
     """Another machine is not to be reached, vanished, or failed."""
+
+    timed_out = False
+    """It was there, and took too long."""
 
 
 class GateFailure(EdgeAdaptError):

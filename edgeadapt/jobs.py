@@ -190,6 +190,7 @@ def open_session(payload: dict[str, Any], *, context: int) -> Session:
         context=context,
         exact=payload.get("exact", False),
         provider=payload.get("provider") or "cpu",
+        gpu_layers=payload.get("gpu_layers"),
     )
     runtime, adapter = get_runtime(payload["runtime"]), payload.get("adapter")
     runtime.check_provider(settings.provider)

@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from edgeadapt import errors
+from edgeadapt import errors, worker_end
 from edgeadapt.console import log, set_verbosity
 
 Progress = Callable[[float], None]
@@ -50,6 +50,7 @@ def run_job(
     payload: dict[str, Any],
     *,
     timeout_s: float | None = None,
+    memory_limit: int | None = None,
     on_start: Callable[[int], None] | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -59,13 +60,18 @@ def run_job(
         kind: one of `_JOBS`.
         payload: JSON-serializable arguments; `runtime`, where present, is named in messages.
         timeout_s: kill the child and everything it started after this many seconds.
+        memory_limit: bytes of memory of its own that the child may ask the system for; mapped
+            files do not count.
         on_start: called with the child's process id as soon as it runs.
         on_progress: called with each amount of finished units that the job reports.
 
     Raises:
         EdgeAdaptError: the job raised it, in the child.
-        RuntimeFailure: the child died, timed out or failed unexpectedly.
+        RuntimeFailure: the child died, timed out or failed unexpectedly; its `outcome` says how.
+        UnsupportedError: a memory limit, on a system that has none for a process.
     """
+    worker_end.check_supported(memory_limit)
+    oom_kills = worker_end.oom_kills()
     process = _spawn()
     stderr = _StderrReader(process)
     timed_out = threading.Event()
@@ -80,7 +86,8 @@ def run_job(
             on_start(process.pid)
         if timer is not None:
             timer.start()
-        _send(process, {"kind": kind, "payload": payload, "verbosity": _verbosity()})
+        job = {"kind": kind, "payload": payload, "verbosity": _verbosity()}
+        _send(process, job | {"memory_limit": memory_limit})
         answer = _receive(process, on_progress)
         if answer is None:
             _await_end(process)
@@ -96,11 +103,13 @@ def run_job(
     if answer is None and timed_out.is_set():
         raise errors.RuntimeFailure(
             f"the {_who(kind, payload)} did not finish within {timeout_s:g} s and was stopped; "
-            "raise --timeout, or ask for fewer tokens and repetitions"
+            "raise --timeout, or ask for fewer tokens and repetitions",
+            "timeout",
         )
     if answer is None:
-        raise errors.RuntimeFailure(
-            _obituary(_who(kind, payload), process.returncode, stderr.lines)
+        system_killed = worker_end.oom_kills() > oom_kills
+        raise worker_end.obituary(
+            _who(kind, payload), process.returncode, stderr.lines, system_killed
         )
     if "error" in answer:
         _reraise(answer["error"], _who(kind, payload))
@@ -196,38 +205,17 @@ def _who(kind: str, payload: dict[str, Any]) -> str:
     return f"{runtime} {kind} process" if runtime else f"{kind} process"
 
 
-def _obituary(who: str, returncode: int, stderr: collections.deque[str]) -> str:
-    """One sentence on how the child ended, and what to try."""
-    last = f" (its last words: {stderr[-1]})" if stderr else ""
-    if returncode >= 0:
-        return f"the {who} ended with exit code {returncode} and no result{last}; see --debug"
-    name = signal.Signals(-returncode).name
-    if name == "SIGKILL":
-        advice = (
-            "most often that is the system running out of memory: try a smaller quantization "
-            "or --context, or close other programs"
-        )
-    elif who.startswith("llama-cpp"):
-        advice = (
-            "if this happens with every model, the library does not fit this CPU; "
-            "type: edgeadapt setup llama-cpp"
-        )
-    else:
-        advice = "reinstall that runtime for this CPU, or choose another --runtime"
-    return f"the {who} was ended by {name}{last}; {advice}"
-
-
 def _reraise(error: dict[str, str], who: str) -> None:
+    if error["type"] == "MemoryError":
+        raise worker_end.out_of_memory(who)
+    if worker_end.speaks_of_memory(error["message"]):
+        raise worker_end.out_of_memory(who, f" ({error['message']})")
     kind = getattr(errors, error["type"], None)
     if isinstance(kind, type) and issubclass(kind, errors.EdgeAdaptError):
         # Not through __init__: MissingExtraError builds its message from other arguments.
         raised = kind.__new__(kind)
         raised.args = (error["message"],)
         raise raised
-    if error["type"] == "MemoryError":
-        raise errors.RuntimeFailure(
-            f"the {who} ran out of memory; try a smaller quantization or --context"
-        )
     raise errors.RuntimeFailure(
         f"the {who} failed: {error['type']}: {error['message']}; see --debug"
     )
@@ -266,6 +254,7 @@ def main() -> int:
         _end_with_parent()
         set_verbosity(job["verbosity"])
         try:
+            worker_end.limit_memory(job["memory_limit"])
             module, _, function = _JOBS[job["kind"]].partition(":")
             work = getattr(importlib.import_module(module), function)
             say({"result": work(job["payload"], lambda amount: say({"progress": amount}))})

@@ -30,6 +30,21 @@ class SessionSettings:
     attention. For comparing logits; quality and speed are stated at the engine's defaults."""
     provider: str = "cpu"
     """What computes: one of the runtime's `providers`."""
+    gpu_layers: int | None = None
+    """Layers to give to a GPU, -1 for all; None leaves it to the engine's kind (llama.cpp: 0)."""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine tells of the loaded model and of where it computes."""
+
+    model: str | None = None
+    """Its description, as "llama 1B Q4_0"."""
+    parameters: int | None = None
+    gpu_layers: int | None = None
+    """Layers that are on a GPU; None if none were asked for."""
+    gpus: tuple[str, ...] = ()
+    """GPUs that it sees."""
 
 
 class Session(abc.ABC):
@@ -96,6 +111,10 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def threads_in_use(self) -> int:
         """Threads the engine reports to compute with."""
+
+    def facts(self) -> EngineFacts:
+        """What the engine tells of the loaded model; empty unless it does."""
+        return EngineFacts()
 
     @abc.abstractmethod
     def close(self) -> None:

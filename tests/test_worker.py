@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from edgeadapt import worker_end
 from edgeadapt.errors import CorruptFileError, InputError, RuntimeFailure
 from edgeadapt.worker import run_job
 
@@ -75,14 +76,16 @@ def test_a_killed_child_is_named_with_its_signal(
     with pytest.raises(RuntimeFailure, match=advice) as caught:
         run_job("bench", endless(tiny_gguf), on_start=pids.append, on_progress=kill_when_running)
     assert f"the llama-cpp bench process was ended by {number.name}" in str(caught.value)
+    assert caught.value.outcome == ("killed" if number == signal.SIGKILL else "failed")
     assert "\n" not in str(caught.value)
     assert not psutil.pid_exists(pids[0])
 
 
 def test_a_child_that_takes_too_long_is_stopped(tiny_gguf: Path) -> None:
     pids: list[int] = []
-    with pytest.raises(RuntimeFailure, match="did not finish within 2 s"):
+    with pytest.raises(RuntimeFailure, match="did not finish within 2 s") as caught:
         run_job("bench", endless(tiny_gguf), timeout_s=2, on_start=pids.append)
+    assert caught.value.outcome == "timeout"
     assert not psutil.pid_exists(pids[0])
 
 
@@ -147,3 +150,22 @@ def test_a_large_job_does_not_block(tiny_gguf: Path) -> None:
     thread.start()
     thread.join(timeout=120)
     assert done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mappings on Linux alone")
+def test_a_child_that_runs_out_of_memory_says_so(tiny_gguf: Path) -> None:
+    payload = bench_payload(tiny_gguf, context=2**20)
+    with pytest.raises(RuntimeFailure, match="ran out of memory") as caught:
+        run_job("bench", payload, memory_limit=300_000_000)
+    assert caught.value.outcome == "out_of_memory"
+    assert run_job("bench", bench_payload(tiny_gguf), memory_limit=2_000_000_000)["ttft_s"]
+
+
+def test_outcomes_are_told_apart() -> None:
+    def outcome(code: int, *stderr: str, system_killed: bool = False) -> str:
+        return worker_end.obituary("bench process", code, stderr, system_killed).outcome
+
+    assert outcome(-9) == outcome(-15) == "killed"
+    assert outcome(-9, system_killed=True) == "out_of_memory"
+    assert outcome(-6, "terminate called after throwing 'std::bad_alloc'") == "out_of_memory"
+    assert outcome(-4) == outcome(3) == "failed"

@@ -58,6 +58,20 @@ class RuntimeFacts(_Model):
     """Versions and CPU features that the engine reports of itself."""
     threads_requested: int
     threads_in_use: int
+    """What the engine says that it was set to."""
+    threads_running: int | None = None
+    """Threads of the process that really computed during the timed repetitions, as the kernel
+    counted them; null where it does not tell."""
+    cores_used: float | None = None
+    """Seconds of CPU per second of the timed repetitions, of the whole process."""
+    model: str | None = None
+    """What the engine says of the model, as "llama 1B Q4_0"."""
+    parameters: int | None = None
+    """Weights, counted by the engine."""
+    gpu_layers: int | None = None
+    """Layers that the engine says it gave to a GPU; null unless some were asked for."""
+    gpus: tuple[str, ...] = ()
+    """GPUs that the engine saw."""
 
 
 class Machine(_Model):
@@ -75,6 +89,18 @@ class Machine(_Model):
     """Share of all cores that other programs used in the half second before the run."""
 
 
+class Background(_Model):
+    """What else the machine did during the timed repetitions."""
+
+    others: float | None
+    """Share of all cores that everything but the measured process used; our own sampler, which
+    is kept below half a percent of one core, is in it."""
+    steal: float | None
+    """Share of all cores that the hypervisor gave to other machines."""
+    load_average: float | None
+    """Of the minute before they ended, the measured process included."""
+
+
 class Settings(_Model):
     """What was asked for."""
 
@@ -85,6 +111,22 @@ class Settings(_Model):
     context: int
     adapter: str | None = None
     """Name of the adapter that was active; None for the artifact alone."""
+    depths: tuple[int, ...] = ()
+    """Tokens in the KV cache at which decoding was measured besides."""
+    sustain_s: float | None = None
+    gpu_layers: int | None = None
+    """Asked for; -1 for all."""
+    memory_limit: int | None = None
+    """Bytes of memory of its own that the process was allowed."""
+
+
+class DepthSpeed(_Model):
+    """Decoding with a KV cache that already holds `depth` tokens."""
+
+    depth: int
+    decode_tps: Distribution
+    fill_s: Distribution | None
+    """Prefilling the `depth` tokens; null at depth 0."""
 
 
 class PageCache(_Model):
@@ -114,6 +156,45 @@ class Memory(_Model):
     """What reading one sample took, the median; sampling takes at most 0.5% of the time."""
 
 
+class Energy(_Model):
+    """What a counter of the machine counted during the timed repetitions, all else included."""
+
+    source: Literal["rapl", "ina3221", "battery"]
+    scope: str
+    """What is behind the counter: `package-0`, the board's `VDD_IN`, the whole machine."""
+    joules: float
+    seconds: float
+    """From the end of the warm-up to the end of the last repetition."""
+    repetitions: int
+
+
+class Window(_Model):
+    """A part of sustained decoding, in order."""
+
+    start_s: float
+    seconds: float
+    """Of decoding; prefills between are left out."""
+    tokens: int
+    decode_tps: float
+    temperature_c: float | None
+    """The hottest sensor at the window's end."""
+    frequency_mhz: float | None
+    """The mean of the cores' clocks at the window's end."""
+
+
+class Sustained(_Model):
+    """Decoding without a rest for `Settings.sustain_s`."""
+
+    windows: tuple[Window, ...]
+    kept: float | None
+    """Speed of the last quarter of the windows over that of the first, medians."""
+    throttling: tuple[str, ...]
+    """What the machine says held it back, in words; empty when nothing does."""
+    watched: tuple[str, ...]
+    """What this system lets us see of that: `temperature`, `frequency`, `throttle counters`,
+    `cooling devices`."""
+
+
 class Measurement(_Model):
     """One artifact on one runtime.
 
@@ -141,3 +222,24 @@ class Measurement(_Model):
     decode_step_s: Distribution
     """Single decode steps of all repetitions."""
     memory: Memory
+    outcome: Literal["ok"] = "ok"
+    background: Background | None = None
+    energy: Energy | None = None
+    """Null where no counter can be read: it is never estimated."""
+    depths: tuple[DepthSpeed, ...] = ()
+    sustained: Sustained | None = None
+
+
+class Failure(_Model):
+    """A run that gave no figures, in the place of its `Measurement`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    outcome: Literal["timeout", "killed", "out_of_memory", "failed"]
+    reason: str
+    """One sentence."""
+    artifact: str
+    """Its path."""
+    runtime: str
+    threads: int
+    seconds: float
+    """From the start of the run to its end."""

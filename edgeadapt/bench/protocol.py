@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeadapt.bench.activity import activity, between
+from edgeadapt.bench.lengths import at_depth, sustain
 from edgeadapt.bench.memory import high_water, memory_point
 from edgeadapt.bench.pagecache import files_of, resident_fraction
 from edgeadapt.jobs import open_session
@@ -61,12 +65,6 @@ def repetition(session: Session, prompt: list[int], decode_tokens: int) -> Repet
     return Repetition(spans[0], spans[1:], tokens)
 
 
-def _load(payload: dict[str, Any]) -> tuple[Session, float]:
-    start = time.perf_counter()
-    session = open_session(payload, context=payload["context"])
-    return session, time.perf_counter() - start
-
-
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The `bench` job, in the child."""
     phases = {}
@@ -76,39 +74,72 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if point is not None:
             phases[name] = asdict(point)
 
-    start = time.perf_counter()
-    runtime = get_runtime(payload["runtime"])
-    for module in runtime.modules:
-        # What is missing or broken is named by `load`, with what to type.
-        with contextlib.suppress(ImportError, OSError, RuntimeError):
-            importlib.import_module(module)
-    import_s = time.perf_counter() - start
+    import_s = _import_engine(payload["runtime"])
     resident = resident_fraction(files_of(Path(payload["artifact"])))
     phase("before_load")
-    session, load_s = _load(payload)
+    start = time.perf_counter()
+    session = open_session(payload, context=payload["context"])
+    load_s = time.perf_counter() - start
     try:
         phase("loaded")
-        prompt = prompt_ids(session, payload["prompt_tokens"])
-        warmup = repetition(session, prompt, payload["decode_tokens"])
-        phase("warmed_up")
-        progress(1.0)
-        timed = []
-        for _ in range(payload["repetitions"]):
-            timed.append(repetition(session, prompt, payload["decode_tokens"]))
-            progress(1.0)
+        taken = _measure(session, payload, progress, phase)
         phase("finished")
-        return {
+        return taken | {
             "import_s": import_s,
             "load_s": load_s,
-            "first_answer_s": warmup.ttft_s,
-            "ttft_s": [r.ttft_s for r in timed],
-            "steps_s": [r.steps_s for r in timed],
             "resident_before_load": resident,
             "phases": phases,
             "high_water": high_water("self"),
-            "version": runtime.version(),
+            "version": get_runtime(payload["runtime"]).version(),
             "build": session.build_info(),
             "threads_in_use": session.threads_in_use(),
+            "engine": asdict(session.facts()),
         }
     finally:
         session.close()
+
+
+def _import_engine(name: str) -> float:
+    """Seconds that importing the engine's modules takes."""
+    start = time.perf_counter()
+    for module in get_runtime(name).modules:
+        # What is missing or broken is named by `load`, with what to type.
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            importlib.import_module(module)
+    return time.perf_counter() - start
+
+
+def _measure(
+    session: Session, payload: dict[str, Any], progress: Progress, phase: Callable[[str], None]
+) -> dict[str, Any]:
+    """Warm up, repeat, and whatever else was asked for; progress is 1 after each part."""
+    repetitions, decode_tokens = payload["repetitions"], payload["decode_tokens"]
+    depths, seconds = payload.get("depths", ()), payload.get("sustain_s")
+    prompt = prompt_ids(session, payload["prompt_tokens"])
+    warmup = repetition(session, prompt, decode_tokens)
+    phase("warmed_up")
+    progress(1.0)
+    timed = []
+    before = activity()
+    for _ in range(repetitions):
+        timed.append(repetition(session, prompt, decode_tokens))
+        progress(1.0)
+    found: dict[str, Any] = {
+        "first_answer_s": warmup.ttft_s,
+        "ttft_s": [r.ttft_s for r in timed],
+        "steps_s": [r.steps_s for r in timed],
+        "activity": asdict(between(before, activity())),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "depths": [],
+    }
+    long = prompt_ids(session, max(depths, default=0) + 1)
+    for depth in depths:
+        runs = []
+        for _ in range(repetitions):
+            runs.append(at_depth(session, long, depth, decode_tokens))
+            progress(1.0)
+        found["depths"].append({"depth": depth, "runs": runs})
+    if seconds is not None:
+        context = payload["context"]
+        found["sustained"] = sustain(session, prompt, context, seconds, lambda: progress(1.0))
+    return found

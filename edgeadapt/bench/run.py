@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.bench.assemble import measurement
+from edgeadapt.bench.energy import Meter, find_counter
+from edgeadapt.bench.lengths import window_s
 from edgeadapt.bench.machine import this_machine
-from edgeadapt.bench.measurement import (
-    ArtifactFacts,
-    Distribution,
-    Machine,
-    Measurement,
-    Memory,
-    PageCache,
-    RuntimeFacts,
-    Settings,
-)
-from edgeadapt.bench.memory import MemoryPoint, Sampler
+from edgeadapt.bench.measurement import ArtifactFacts, Measurement, Settings
+from edgeadapt.bench.memory import Sampler
 from edgeadapt.bench.pagecache import drop, files_of, read_once
 from edgeadapt.console import log
 from edgeadapt.errors import InputError, UnsupportedError
@@ -49,6 +43,10 @@ def bench_artifact(
     context: int | None = None,
     provider: str | None = None,
     adapter: Path | None = None,
+    depths: Sequence[int] = (),
+    sustain_s: float | None = None,
+    gpu_layers: int | None = None,
+    memory_limit: int | None = None,
     timeout_s: float | None = 1800.0,
 ) -> Measurement:
     """Measure load time, latency, speed and memory of an artifact, in a child process.
@@ -64,19 +62,30 @@ def bench_artifact(
         context: KV cache size in tokens; by default just enough, in steps of 256.
         provider: execution provider of an ONNX runtime; the CPU by default.
         adapter: one to activate; loading it counts as loading.
-        timeout_s: give up after so many seconds.
+        depths: also decode with so many tokens in the KV cache already.
+        sustain_s: then decode for so many seconds without a rest, and watch the machine.
+        gpu_layers: layers to give to a GPU, -1 for all (llama.cpp).
+        memory_limit: bytes of memory of its own that the process may ask for (Linux).
+        timeout_s: give up after so many seconds, those of `sustain_s` apart.
 
     Raises:
         InputError: the artifact cannot be opened, or does not run on that runtime.
-        UnsupportedError: `cold` on a system that cannot drop pages.
+        UnsupportedError: `cold` on a system that cannot drop pages, a memory limit on one that
+            has none, or GPU layers for an engine that takes none.
         MissingExtraError: the runtime is not installed.
-        RuntimeFailure: the child died, timed out or failed.
+        RuntimeFailure: the child died, timed out or failed; its `outcome` says how.
     """
     artifact = open_artifact(path)
-    settings = _settings(prompt_tokens, decode_tokens, repetitions, context)
-    if adapter is not None:
-        settings = settings.model_copy(update={"adapter": adapter.name})
-    (name,) = _runtimes(path, runtime)
+    settings = _settings(prompt_tokens, decode_tokens, repetitions, context, depths).model_copy(
+        update={
+            "adapter": adapter.name if adapter is not None else None,
+            "sustain_s": sustain_s,
+            "gpu_layers": gpu_layers,
+            "memory_limit": memory_limit,
+        }
+    )
+    (name,) = runtimes_of(path, runtime)
+    check_gpu_layers(name, gpu_layers)
     facts = _facts(artifact)
     machine = this_machine(watch_s=_WATCH_S)
     threads = threads or available_threads()
@@ -86,44 +95,80 @@ def bench_artifact(
         "adapter": None if adapter is None else str(adapter),
         "threads": threads,
         "provider": provider,
-        **settings.model_dump(include={"prompt_tokens", "decode_tokens", "repetitions", "context"}),
+        **settings.model_dump(mode="json", exclude={"adapter"}),
     }
     _prepare_cache(path, cold)
-    count = _Counter(f"bench {path.name} on {name}", repetitions + _WARMUPS)
+    meter = Meter(find_counter())
+    windows = math.ceil(sustain_s / window_s(sustain_s)) if sustain_s else 0
+    parts = _WARMUPS + repetitions * (1 + len(depths)) + windows
+    count = _Counter(f"bench {path.name} on {name}", parts, meter, repetitions)
     with Sampler() as sampler:
-        result = run_job(
-            "bench", payload, timeout_s=timeout_s, on_start=sampler.start, on_progress=count.add
-        )
-    return _measurement(facts, machine, settings, cold, threads, name, result, sampler)
+        try:
+            result = run_job(
+                "bench",
+                payload,
+                timeout_s=None if timeout_s is None else timeout_s + (sustain_s or 0.0),
+                memory_limit=memory_limit,
+                on_start=sampler.start,
+                on_progress=count.add,
+            )
+        finally:
+            meter.stop()
+    return measurement(
+        facts,
+        machine,
+        settings,
+        cold=cold,
+        threads=threads,
+        runtime=name,
+        result=result,
+        sampler=sampler,
+        meter=meter,
+    )
 
 
 class _Counter:
-    """A line now and then. A live progress bar would compute beside what is measured."""
+    """A line now and then (a live progress bar would compute beside what is measured), and the
+    energy meter started and stopped with the timed repetitions."""
 
-    def __init__(self, title: str, total: int, every_s: float = 10.0) -> None:
+    def __init__(
+        self, title: str, total: int, meter: Meter, repetitions: int, every_s: float = 10.0
+    ) -> None:
         self._title, self._total, self._every_s = title, total, every_s
+        self._meter, self._repetitions = meter, repetitions
         self._done = 0
         self._last = time.monotonic()
         log.info("%s ...", title)
 
     def add(self, amount: float) -> None:
         self._done += int(amount)
+        if self._done == _WARMUPS:
+            self._meter.start()
+        elif self._done == _WARMUPS + self._repetitions:
+            self._meter.stop()
         now = time.monotonic()
         if now - self._last >= self._every_s and self._done < self._total:
-            log.info("%s: run %d of %d done", self._title, self._done, self._total)
+            log.info("%s: part %d of %d done", self._title, self._done, self._total)
             self._last = now
 
 
 def _settings(
-    prompt_tokens: int, decode_tokens: int, repetitions: int, context: int | None
+    prompt_tokens: int,
+    decode_tokens: int,
+    repetitions: int,
+    context: int | None,
+    depths: Sequence[int],
 ) -> Settings:
-    if min(prompt_tokens, decode_tokens, repetitions) < 1:
-        raise InputError("prompt tokens, decode tokens and repetitions must be at least 1")
-    needed = prompt_tokens + decode_tokens
+    if min(prompt_tokens, decode_tokens, repetitions) < 1 or min(depths, default=0) < 0:
+        raise InputError(
+            "prompt tokens, decode tokens and repetitions must be at least 1, depths at least 0"
+        )
+    deepest = max(prompt_tokens, *depths) if depths else prompt_tokens
+    needed = deepest + decode_tokens
     if context is not None and context < needed:
         raise InputError(
-            f"{prompt_tokens} prompt and {decode_tokens} decode tokens need a context of "
-            f"{needed}; --context is {context}"
+            f"{deepest} {'prompt' if deepest == prompt_tokens else 'depth'} and {decode_tokens} "
+            f"decode tokens need a context of {needed}; --context is {context}"
         )
     return Settings(
         prompt_tokens=prompt_tokens,
@@ -131,6 +176,7 @@ def _settings(
         repetitions=repetitions,
         warmup_repetitions=_WARMUPS,
         context=context or -(-needed // 256) * 256,
+        depths=tuple(depths),
     )
 
 
@@ -155,62 +201,6 @@ def _prepare_cache(path: Path, cold: bool) -> None:
         )
 
 
-def _measurement(
-    artifact: ArtifactFacts,
-    machine: Machine,
-    settings: Settings,
-    cold: bool,
-    threads: int,
-    runtime: str,
-    result: dict[str, Any],
-    sampler: Sampler,
-) -> Measurement:
-    steps: list[list[float]] = result["steps_s"]
-    phases = {name: MemoryPoint(**point) for name, point in result["phases"].items()}
-    return Measurement(
-        artifact=artifact,
-        runtime=RuntimeFacts(
-            name=runtime,
-            version=result["version"],
-            build=result["build"],
-            threads_requested=threads,
-            threads_in_use=result["threads_in_use"],
-        ),
-        machine=machine,
-        settings=settings,
-        page_cache=PageCache(
-            state="cold" if cold else "warm", resident_before_load=result["resident_before_load"]
-        ),
-        import_s=result["import_s"],
-        load_s=result["load_s"],
-        first_answer_s=result["first_answer_s"],
-        ttft_s=Distribution.of(result["ttft_s"]),
-        prefill_tps=Distribution.of([settings.prompt_tokens / s for s in result["ttft_s"]]),
-        decode_tps=Distribution.of([len(r) / sum(r) for r in steps]),
-        decode_step_s=Distribution.of([s for r in steps for s in r], keep=False),
-        memory=_memory(sampler, phases, result["high_water"]),
-    )
-
-
-def _memory(
-    sampler: Sampler, phases: dict[str, MemoryPoint], last_high_water: int | None
-) -> Memory:
-    """Peaks over the samples and over what the process recorded of itself between timed parts."""
-    points = [*sampler.points, *phases.values()]
-    marks = [*sampler.high_water, *([last_high_water] if last_high_water else [])]
-    return Memory(
-        peak_rss=max(marks or sampler.rss, default=None),
-        peak_anonymous=max((p.anonymous for p in points), default=None),
-        peak_file_backed=max((p.file_backed for p in points), default=None),
-        peak_pss=max((p.pss for p in points if p.pss is not None), default=None),
-        at_peak=max(points, key=lambda p: p.rss, default=None),
-        phases=phases,
-        source="/proc: smaps_rollup, VmHWM" if points else "psutil rss, sampled",
-        samples=len(sampler.points) or len(sampler.rss),
-        sample_cost_s=statistics.median(sampler.costs_s) if sampler.costs_s else None,
-    )
-
-
 def bench_all(
     paths: Sequence[Path], *, runtime: str | None = None, **options: Any
 ) -> list[Measurement]:
@@ -224,11 +214,21 @@ def bench_all(
     Raises:
         EdgeAdaptError: as `bench_artifact`.
     """
-    pairs = [(path, name) for path in paths for name in _runtimes(path, runtime)]
+    pairs = [(path, name) for path in paths for name in runtimes_of(path, runtime)]
     return [bench_artifact(path, runtime=name, **options) for path, name in pairs]
 
 
-def _runtimes(path: Path, runtime: str | None) -> tuple[str, ...]:
+def runtimes_of(path: Path, runtime: str | None) -> tuple[str, ...]:
+    """Runtimes to measure an artifact on.
+
+    Args:
+        path: the artifact.
+        runtime: a name, `all` for each installed one that loads the artifact, or None.
+
+    Raises:
+        InputError: the artifact cannot be opened, or does not run on that runtime.
+        MissingExtraError: none is installed.
+    """
     format = open_artifact(path).format
     if runtime == "all":
         return installed_runtimes(format)
@@ -237,3 +237,16 @@ def _runtimes(path: Path, runtime: str | None) -> tuple[str, ...]:
         fitting = ", ".join(runtimes_for(format))
         raise InputError(f"{name} does not load {path} ({format}); choose --runtime {fitting}")
     return (name,)
+
+
+def check_gpu_layers(runtime: str, layers: int | None) -> None:
+    """See that an engine can be told how many layers go to a GPU; None always can.
+
+    Raises:
+        UnsupportedError: it cannot.
+    """
+    if layers is not None and runtime != "llama-cpp":
+        raise UnsupportedError(
+            f"{runtime} takes no --gpu-layers; that is for llama-cpp, ONNX runtimes choose a GPU "
+            "with --provider"
+        )

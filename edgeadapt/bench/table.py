@@ -11,12 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from edgeadapt.bench.measurement import Distribution, Measurement
+from edgeadapt.bench.llama_bench import Imported
+from edgeadapt.bench.measurement import Distribution, Failure, Measurement
+from edgeadapt.bench.notes import notes
 
 _MB = 1e6
 _WIDTH = 80
-_BUSY = 0.1
-"""Share of the CPU used by others from which a run is called disturbed."""
 
 
 def _spread(values: Distribution, scale: float = 1.0, digits: int = 1) -> str:
@@ -44,9 +44,23 @@ def _name(measurement: Measurement, measurements: Sequence[Measurement]) -> str:
     return "/".join(mine[-2:] if len(alike) > 1 else mine[-1:])
 
 
-def render(measurements: Sequence[Measurement]) -> str:
+def render(records: Sequence[Measurement | Failure | Imported]) -> str:
     """The table and its notes, as text of at most the terminal's width (80 when piped)."""
+    measurements = [record for record in records if isinstance(record, Measurement)]
+    imported = [record for record in records if isinstance(record, Imported)]
     wide = sys.stdout.isatty()
+    width = max(shutil.get_terminal_size((_WIDTH, 24)).columns, 60) if wide else _WIDTH
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, color_system=None, highlight=False, markup=False)
+    if measurements or imported:
+        console.print(_table(measurements, imported, wide))
+    for note in notes(records):
+        console.print(note, soft_wrap=False)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def _table(measurements: Sequence[Measurement], imported: Sequence[Imported], wide: bool) -> Table:
+    swept = len({m.runtime.threads_requested for m in measurements}) > 1
     table = Table(box=SIMPLE_HEAD if wide else None, pad_edge=False, padding=(0, 1))
     table.add_column("artifact", overflow="fold", min_width=10)
     table.add_column("runtime", no_wrap=True)
@@ -63,61 +77,23 @@ def render(measurements: Sequence[Measurement]) -> str:
         table.add_row(
             f"{_name(m, measurements)}{beside}\n{m.artifact.quantization}, "
             f"{m.artifact.size_bytes / _MB:.0f} MB",
-            f"{m.runtime.name}\n{m.page_cache.state}",
+            f"{m.runtime.name}\n{m.page_cache.state}"
+            + (f", {m.runtime.threads_requested} thr." if swept else ""),
             f"{m.load_s:.2f}",
             _spread(m.ttft_s, 1e3, 0),
             _spread(m.prefill_tps, digits=0),
             _spread(m.decode_tps),
             _memory(m),
         )
-    width = max(shutil.get_terminal_size((_WIDTH, 24)).columns, 60) if wide else _WIDTH
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=width, color_system=None, highlight=False, markup=False)
-    console.print(table)
-    for note in notes(measurements):
-        console.print(note, soft_wrap=False)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
-
-
-def notes(measurements: Sequence[Measurement]) -> list[str]:
-    """How the figures were taken: one line each, the same line only once."""
-    lines = [line for m in measurements for line in _notes_on(m)]
-    busy = max(m.machine.busy or 0.0 for m in measurements)
-    if busy > _BUSY:
-        lines.append(
-            f"Other programs used {busy:.0%} of the CPU before a run: the speeds may be too low."
+    for found in imported:
+        table.add_row(
+            f"{found.model.rsplit('/', 1)[-1]}\n{found.description}, "
+            f"{found.size_bytes / _MB:.0f} MB",
+            f"llama-bench\nimported, {found.threads} thr.",
+            "-",
+            "-",
+            _spread(found.prefill[0].tps, digits=0) if found.prefill else "-",
+            _spread(found.decode[0].tps) if found.decode else "-",
+            "-",
         )
-    return list(dict.fromkeys(lines))
-
-
-def _notes_on(m: Measurement) -> list[str]:
-    s, machine, engine = m.settings, m.machine, m.runtime
-    features = engine.build.get("features")
-    lines = [
-        f"Medians (below: p5-p95) over repetitions ({s.repetitions}) after a warm-up "
-        f"({s.warmup_repetitions}): prompt tokens {s.prompt_tokens}, decode steps "
-        f"{s.decode_tokens}.",
-        f"{machine.cpu}: threads {engine.threads_in_use}, cores {machine.available_cores}, "
-        f"{machine.memory_bytes / 2**30:.1f} GiB, {' '.join(machine.isa)}.",
-        f"{engine.name} {engine.version}" + (f", built with {features}." if features else "."),
-        _cache_note(m),
-    ]
-    if "before_load" in m.memory.phases:
-        floor = m.memory.phases["before_load"].rss / _MB
-        lines.append(f"{engine.name}: {floor:.0f} MB of the peak are Python and libraries.")
-    if engine.threads_in_use != engine.threads_requested:
-        lines.append(
-            f"{engine.name} uses {engine.threads_in_use} threads, "
-            f"not the {engine.threads_requested} asked for."
-        )
-    return lines
-
-
-def _cache_note(m: Measurement) -> str:
-    fraction = m.page_cache.resident_before_load
-    if fraction is None:
-        return f"{m.page_cache.state}: the system does not tell what was in the page cache."
-    text = f"{m.page_cache.state}: {fraction:.0%} of the file was in the page cache before load."
-    if m.page_cache.state == "cold" and fraction > 0.01:
-        text += " So this load was not fully cold: something else holds the file."
-    return text
+    return table

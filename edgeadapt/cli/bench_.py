@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeadapt.cli.bench_options import llama_bench_options, method_options
 from edgeadapt.cli.common import end_when_asked, provider_option, standard
 from edgeadapt.console import emit, emit_json
-from edgeadapt.errors import InputError
+from edgeadapt.errors import InputError, RuntimeFailure
+
+if TYPE_CHECKING:
+    from edgeadapt.bench.llama_bench import Imported
+    from edgeadapt.bench.measurement import Failure, Measurement
 
 
 @click.command("bench")
-@click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True, type=Path)
+@click.argument("artifacts", metavar="[ARTIFACT]...", nargs=-1, type=Path)
 @click.option(
     "--runtime",
     metavar="NAME",
     help="llama-cpp, ort-genai, onnxruntime, torch, or 'all' that are installed and load the "
     "artifact. By default the preferred one for its format.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Default: the physical cores available.")
 @click.option(
     "--prompt-tokens", type=click.IntRange(1), default=128, show_default=True,
     help="Length of the prompt that is prefilled.",
@@ -45,6 +51,8 @@ from edgeadapt.errors import InputError
     "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True,
     help="Seconds for one artifact on one runtime.",
 )  # fmt: skip
+@method_options
+@llama_bench_options
 @click.option("--out", type=Path, help="Also write the measurements to this new JSON file.")
 @click.option(
     "--on",
@@ -55,54 +63,102 @@ from edgeadapt.errors import InputError
 def command(
     artifacts: tuple[Path, ...],
     runtime: str | None,
-    threads: int | None,
-    prompt_tokens: int,
-    decode_tokens: int,
-    repetitions: int,
-    context: int | None,
-    provider: str | None,
-    adapter: Path | None,
-    cold: bool,
+    threads: tuple[int, ...],
+    device: str | None,
     timeout: float,
+    sustain: float | None,
+    imports: tuple[Path, ...],
+    llama_bench_json: Path | None,
     out: Path | None,
     on: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure latency and memory of ARTIFACTs on their runtimes.
 
     Each one runs in a process of its own: load time, time to first token, prefill and decode
     speed (median, p5 and p95 over repetitions after a warm-up), and peak memory split into
     the process's own and file-backed. Files are read once before a run (warm), unless --cold.
+    A run that takes too long, is killed or runs out of memory is a record with its outcome; the
+    others go on, and the end is exit code 2.
 
     \b
       edgeadapt bench model.gguf
       edgeadapt bench model.gguf onnx-folder --runtime all --threads 4
+      edgeadapt bench model.gguf --threads sweep --depths 0,1024 --sustain 10m
+      edgeadapt bench model.gguf --import from-the-board.json
     """
-    from edgeadapt.bench.run import bench_all
-    from edgeadapt.bench.table import render
-    from edgeadapt.files import write_json
+    from edgeadapt.bench.llama_bench import read_llama_bench
+    from edgeadapt.bench.series import bench_each
     from edgeadapt.transports.options import elsewhere
 
-    if out is not None and out.exists():
-        raise InputError(f"{out} exists already; choose another --out, or remove it first")
+    if not artifacts and not imports:
+        raise InputError("nothing to measure; give an ARTIFACT, or --import a file of llama-bench")
+    _check_new(out, llama_bench_json)
+    imported = [found for path in imports for found in read_llama_bench(path)]
     end_when_asked()
-    measurements = (bench_all if on is None else elsewhere(on))(
-        artifacts,
-        runtime=runtime,
-        threads=threads,
-        prompt_tokens=prompt_tokens,
-        decode_tokens=decode_tokens,
-        repetitions=repetitions,
-        cold=cold,
-        context=context,
-        provider=provider,
-        adapter=adapter,
-        timeout_s=timeout,
-    )
-    records = [m.model_dump(mode="json") for m in measurements]
+    records: list[Measurement | Failure] = []
+    bench = bench_each if on is None else elsewhere(on, imported)
+    try:
+        for _ in bench(
+            artifacts,
+            records,
+            runtime=runtime,
+            threads=threads or _profile_threads(device),
+            timeout_s=timeout,
+            sustain_s=sustain,
+            **options,
+        ):
+            pass
+    finally:
+        if records or imported:
+            _show([*records, *imported], out, as_json)
+            _write_llama_bench(llama_bench_json, records)
+    _fail_for(records)
+
+
+def _check_new(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and path.exists():
+            raise InputError(f"{path} exists already; choose another name, or remove it first")
+
+
+def _profile_threads(device: str | None) -> tuple[int, ...]:
+    if device is None:
+        return ()
+    from edgeadapt.devices import load_profile
+
+    return (int(load_profile(device).threads.value),)
+
+
+def _write_llama_bench(path: Path | None, records: Sequence[Measurement | Failure]) -> None:
+    if path is None:
+        return
+    from edgeadapt.bench.llama_bench import as_llama_bench
+    from edgeadapt.files import write_json
+
+    found = as_llama_bench([record for record in records if record.outcome == "ok"])
+    write_json(path, found, overwrite=False)
+
+
+def _show(
+    records: Sequence[Measurement | Failure | Imported], out: Path | None, as_json: bool
+) -> None:
+    from edgeadapt.bench.table import render
+    from edgeadapt.files import write_json
+
+    document = [record.model_dump(mode="json") for record in records]
     if out is not None:
-        write_json(out, records, overwrite=False)
+        write_json(out, document, overwrite=False)
     if as_json:
-        emit_json(records)
+        emit_json(document)
     else:
-        emit(render(measurements))
+        emit(render(records))
+
+
+def _fail_for(records: Sequence[Measurement | Failure]) -> None:
+    failures = [record for record in records if record.outcome != "ok"]
+    if not failures:
+        return
+    more = f" ({len(failures)} of {len(records)} runs failed)" if len(records) > 1 else ""
+    raise RuntimeFailure(f"{failures[0].reason}{more}", failures[0].outcome)

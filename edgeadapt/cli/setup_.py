@@ -43,6 +43,25 @@ def llama_cpp(rebuild: bool, as_json: bool) -> None:
     emit(f"llama-cpp-python {result.version} {what}: {result.features}; {result.self_test}")
 
 
+@command.command("llama-tools")
+@click.option("--rebuild", is_flag=True, help="Build again, whatever is there.")
+@standard
+def llama_tools(rebuild: bool, as_json: bool) -> None:
+    """Build llama-bench and llama-perplexity, to compare `bench` and `evaluate` with.
+
+    They are linked to the installed llama.cpp library, so what computes is the same. Needs cmake
+    and a C++ compiler; takes minutes the first time, and nothing is done when they are there.
+    """
+    from edgeadapt.setup.llama_tools import setup_llama_tools
+
+    result = setup_llama_tools(rebuild=rebuild)
+    if as_json:
+        emit_json(asdict(result))
+        return
+    for path in result.tools.values():
+        emit(path)
+
+
 @command.command("optimum")
 @click.option("--rebuild", is_flag=True, help="Make it anew, whatever is there.")
 @standard

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def wheel(
     """
     check_compilers()
     scratch.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(scratch.parent / f"{scratch.name}.lock") as lock:
+    with one_at_a_time(scratch.parent / f"{scratch.name}.lock") as lock:
         _build(version, options, record, scratch, out, lock)
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -73,7 +73,7 @@ def _build(
     out: Path,
     lock: int | None,
 ) -> None:
-    source = _source(version, scratch)
+    source = unpacked_source(version, scratch)
     write_json(scratch / RECORD, record)
     include = scratch / "include.cmake"
     include.write_text(_INCLUDE, encoding="utf-8")
@@ -85,13 +85,14 @@ def _build(
         "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(jobs())),
         "SKBUILD_BUILD_DIR": str(scratch / "cmake"),
     }
-    command = ("wheel", "-v", "--no-deps", "--no-cache-dir", "--wheel-dir", str(out), str(source))
+    pip_wheel = (sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-cache-dir")
+    command = (*pip_wheel, "--wheel-dir", str(out), str(source))
     log_file = scratch.parent / f"{scratch.name}.log"
-    _pip_with_progress(command, environment, log_file, lock)
+    run_with_progress(command, environment, log_file, lock)
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[int | None]:
+def one_at_a_time(path: Path) -> Iterator[int | None]:
     """Wait until no other process builds in the same place; yields the lock's file descriptor.
 
     pip inherits it, so that a compilation which outlives a killed parent keeps its folder.
@@ -174,8 +175,12 @@ def parse_step(line: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _source(version: str, scratch: Path) -> Path:
-    """Download and unpack the source archive, unless an interrupted build left it."""
+def unpacked_source(version: str, scratch: Path) -> Path:
+    """Download and unpack the source archive, unless an interrupted build left it.
+
+    Raises:
+        RuntimeFailure: pip could not fetch it.
+    """
     source = scratch / "source"
     if not source.is_dir():
         log.info("downloading the source of %s %s", _PACKAGE, version)
@@ -189,14 +194,22 @@ def _source(version: str, scratch: Path) -> Path:
     return source
 
 
-def _pip_with_progress(
-    command: tuple[str, ...], environment: dict[str, str], log_file: Path, lock: int | None
+def run_with_progress(
+    command: Sequence[str],
+    environment: dict[str, str],
+    log_file: Path,
+    lock: int | None,
+    what: str = _PACKAGE,
 ) -> None:
-    """Run pip; from ninja's first line on, which tells the number of steps, show how far it is."""
+    """Run a build; from ninja's first line on, which tells the number of steps, show how far it is.
+
+    Raises:
+        RuntimeFailure: it failed; names the log file.
+    """
     advance: Advance | None = None
     done = 0
     with contextlib.ExitStack() as stack:
-        for line in _run_pip(command, environment, log_file, lock):
+        for line in _run(command, environment, log_file, lock, what):
             log.debug("%s", line.rstrip())
             step = parse_step(line)
             if step is None:
@@ -208,16 +221,17 @@ def _pip_with_progress(
                 done = step[0]
 
 
-def _run_pip(
-    command: tuple[str, ...],
+def _run(
+    command: Sequence[str],
     environment: dict[str, str],
     log_file: Path,
     lock: int | None = None,
+    what: str = _PACKAGE,
 ) -> Iterator[str]:
-    """Lines of pip's output, which also go to `log_file`; when left early, pip and all that it
+    """Lines of a build's output, which also go to `log_file`; when left early, it and all that it
     started are ended."""
     process = subprocess.Popen(
-        (sys.executable, "-m", "pip", *command),
+        command,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -235,7 +249,7 @@ def _run_pip(
     if process.returncode != 0:
         text = log_file.read_text(encoding="utf-8")
         raise RuntimeFailure(
-            f"building llama-cpp-python failed: {_last_word(text)}; all of it is in {log_file}"
+            f"building {what} failed: {_last_word(text)}; all of it is in {log_file}"
         )
 
 

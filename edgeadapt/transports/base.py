@@ -31,6 +31,16 @@ class NeededFile:
     size: int
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How the program ended on the other side."""
+
+    code: int
+    stdout: bytes
+    last_words: str
+    """The last line of its stderr."""
+
+
 class Transport(ABC):
     """One other machine. Used as a context manager: nothing of a run is left there afterwards.
 
@@ -76,14 +86,14 @@ class Transport(ABC):
     @abstractmethod
     def run(
         self, arguments: Sequence[str], files: Sequence[NeededFile], *, timeout_s: float | None
-    ) -> bytes:
-        """Run `program` in a new folder with these files, and return what it wrote to stdout.
+    ) -> Ended:
+        """Run `program` in a new folder with these files.
 
         Its stderr is logged. When this process ends, however it does, the program ends and the
         folder goes.
 
         Raises:
-            HostFailure: the connection was lost, the time was over, or the program failed.
+            HostFailure: the connection was lost, the time was over, or it is busy.
         """
 
     def close(self) -> None:  # noqa: B027  # most have nothing to do

@@ -17,7 +17,12 @@ _ERROR, _CONTINUED = 4, 5
 
 _FUNCTION_NAMES = re.compile(r"^(?:\w+: |error loading model: )*")
 
+_OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
+_GPU, _INTEGRATED_GPU = 1, 2
+"""From `enum ggml_backend_dev_type` in ggml-backend.h."""
+
 _errors: list[str] = []
+_offloaded: list[int] = []
 
 
 @functools.cache
@@ -76,16 +81,19 @@ class _LineJoiner:
             return
         if self._level == _ERROR:
             _errors.append(line)
+        if found := _OFFLOADED.search(line):
+            _offloaded.append(int(found[1]))
         if log.isEnabledFor(logging.DEBUG):
             log.debug("llama.cpp: %s", line)
 
 
 def clear_errors() -> None:
-    """Forget what llama.cpp complained of so far, and listen from here on.
+    """Forget what llama.cpp complained of so far, and what it offloaded, and listen from here on.
 
     There is one log function for the whole process: another user of llama_cpp may have set its own.
     """
     _errors.clear()
+    _offloaded.clear()
     _listen(library())
 
 
@@ -95,6 +103,34 @@ def complaint() -> str:
     telling = [line for line in causes if "error loading model" in line]
     line = (telling or causes or _errors or ["no reason given"])[0]
     return _FUNCTION_NAMES.sub("", line)
+
+
+def offloaded_layers() -> int:
+    """Layers that the model loaded since `clear_errors` has on a GPU, by llama.cpp's own log.
+
+    It says nothing of it in a build without GPUs, and never through a function.
+    """
+    return _offloaded[-1] if _offloaded and gpus() else 0
+
+
+def gpus() -> tuple[str, ...]:
+    """Name and description of each GPU that the library sees, in its order."""
+    from llama_cpp import _ggml
+
+    lib = _ggml.libggml
+    lib.ggml_backend_dev_count.restype = ctypes.c_size_t
+    lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    lib.ggml_backend_dev_get.restype = ctypes.c_void_p
+    for name in ("type", "name", "description"):
+        getattr(lib, f"ggml_backend_dev_{name}").argtypes = [ctypes.c_void_p]
+    for name in ("name", "description"):
+        getattr(lib, f"ggml_backend_dev_{name}").restype = ctypes.c_char_p
+    devices = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
+    return tuple(
+        f"{lib.ggml_backend_dev_name(d).decode()}: {lib.ggml_backend_dev_description(d).decode()}"
+        for d in devices
+        if lib.ggml_backend_dev_type(d) in (_GPU, _INTEGRATED_GPU)
+    )
 
 
 def parse_features(text: str) -> tuple[str, ...]:

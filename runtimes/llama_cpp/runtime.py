@@ -20,7 +20,7 @@ _MICRO_BATCH = 512
 
 
 class LlamaCppRuntime(Runtime):
-    """llama.cpp on the CPU, weights memory-mapped."""
+    """llama.cpp, weights memory-mapped; on the CPU unless layers are given to a GPU."""
 
     name: ClassVar[str] = "llama-cpp"
     formats: ClassVar[frozenset[str]] = frozenset({"gguf"})
@@ -35,7 +35,8 @@ class LlamaCppRuntime(Runtime):
             MissingExtraError: llama-cpp-python is not installed.
             RuntimeFailure: the library does not load, or has no room for the KV cache.
         """
-        lib, model = _load_model(artifact, vocab_only=False)
+        lib, model = _load_model(artifact, gpu_layers=settings.gpu_layers or 0)
+        offloaded = library.offloaded_layers() if settings.gpu_layers else None
         context = lib.llama_init_from_model(model, _context_parameters(settings))
         if not context:
             lib.llama_model_free(model)
@@ -43,7 +44,7 @@ class LlamaCppRuntime(Runtime):
                 f"llama.cpp cannot make a context of {settings.context} tokens for "
                 f"{artifact.path}: {library.complaint()}; try a smaller --context"
             )
-        return LlamaCppSession(lib, model, context, capacity=settings.context)
+        return LlamaCppSession(lib, model, context, capacity=settings.context, gpu_layers=offloaded)
 
     def open_text(self, artifact: Artifact) -> LlamaCppText:
         """llama.cpp's tokenizer; the weights stay unread."""
@@ -58,8 +59,10 @@ class LlamaCppRuntime(Runtime):
             raise MissingExtraError("llama_cpp", "llama-cpp", "running a GGUF file") from error
 
 
-def _load_model(artifact: Artifact, *, vocab_only: bool) -> tuple[Any, Any]:
-    """The library, and a model in it."""
+def _load_model(
+    artifact: Artifact, *, vocab_only: bool = False, gpu_layers: int = 0
+) -> tuple[Any, Any]:
+    """The library, and a model in it; `gpu_layers` below 0 are all."""
     if artifact.format not in LlamaCppRuntime.formats:
         raise InputError(
             f"{artifact.path} is {artifact.format}; the llama-cpp runtime loads GGUF files: "
@@ -68,7 +71,7 @@ def _load_model(artifact: Artifact, *, vocab_only: bool) -> tuple[Any, Any]:
     lib = library.library()
     library.clear_errors()
     parameters = lib.llama_model_default_params()
-    parameters.n_gpu_layers = 0
+    parameters.n_gpu_layers = gpu_layers
     parameters.vocab_only = vocab_only
     if lib.llama_supports_mmap():
         parameters.load_mode = lib.LLAMA_LOAD_MODE_MMAP

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError, RuntimeFailure
-from edgeadapt.runtimes.base import Float32Array, Session
+from edgeadapt.runtimes.base import EngineFacts, Float32Array, Session
 from edgeadapt.runtimes.llama_cpp import library
 from edgeadapt.runtimes.llama_cpp.text import LlamaCppText
 
@@ -22,8 +22,11 @@ _SEQUENCE = 0
 class LlamaCppSession(Session):
     """See `Session`. Owns the C model and context it is given; `close` frees them."""
 
-    def __init__(self, lib: Any, model: Any, context: Any, *, capacity: int) -> None:
+    def __init__(
+        self, lib: Any, model: Any, context: Any, *, capacity: int, gpu_layers: int | None = None
+    ) -> None:
         self._lib = lib
+        self._gpu_layers = gpu_layers
         self._model = model
         self._context = context
         self._capacity = capacity
@@ -175,6 +178,17 @@ class LlamaCppSession(Session):
     def threads_in_use(self) -> int:
         """Threads that llama.cpp says it decodes with."""
         return int(self._lib.llama_n_threads(self._context))
+
+    def facts(self) -> EngineFacts:
+        """llama.cpp's description of the model, and its GPUs if layers were to go there."""
+        text = ctypes.create_string_buffer(128)
+        self._lib.llama_model_desc(self._model, text, len(text))
+        return EngineFacts(
+            model=text.value.decode("utf-8", "replace"),
+            parameters=int(self._lib.llama_model_n_params(self._model)),
+            gpu_layers=self._gpu_layers,
+            gpus=library.gpus() if self._gpu_layers is not None else (),
+        )
 
     def close(self) -> None:
         """Free the context and the model; a second call does nothing."""

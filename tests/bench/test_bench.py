@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeadapt.bench import memory, pagecache
-from edgeadapt.bench.measurement import Distribution, Measurement
+from edgeadapt.bench.measurement import (
+    Background,
+    Distribution,
+    Energy,
+    Measurement,
+    Sustained,
+    Window,
+)
 from edgeadapt.bench.protocol import prompt_ids, repetition
 from edgeadapt.bench.run import bench_all, bench_artifact
 from edgeadapt.bench.table import render
@@ -117,6 +125,53 @@ def test_memory_that_this_process_takes_is_seen() -> None:
     assert memory.high_water(2**22 + 1) is None
 
 
+MAPPER = """
+import mmap, sys
+
+def pause():
+    print(flush=True)
+    sys.stdin.readline()
+
+with open(sys.argv[1], "rb") as file:
+    pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    for _ in range(3):
+        for start in range(0, len(pages), mmap.PAGESIZE):
+            pages[start]
+        pause()
+        pages.madvise(21)  # MADV_PAGEOUT: what the system does when the page cache has no room
+        pause()
+"""
+
+
+@linux_only
+def test_pages_that_are_dropped_and_mapped_again_are_counted_once(tmp_path: Path) -> None:
+    """Weights are read from end to end several times and do not stay, as with too little memory."""
+    size = 40_000_000
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(size))
+    pagecache.drop([path])  # dirty pages would stay
+    found = []
+    with subprocess.Popen(
+        [sys.executable, "-c", MAPPER, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process, memory.Sampler() as sampler:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdin is not None
+        sampler.start(process.pid)
+        for _ in process.stdout:
+            found.append(memory.memory_point(process.pid))
+            mark = memory.high_water(process.pid)
+            process.stdin.write("\n")
+            process.stdin.flush()
+    full, dropped = found[::2], found[1::2]
+    assert len(full) == len(dropped) == 3
+    for before, after in zip(full, dropped, strict=True):
+        assert size <= before.file_backed < size + 20_000_000  # and Python's libraries
+        assert after.file_backed < before.file_backed - size / 2
+    peak = max(point.rss for point in (*full, *sampler.points))
+    assert peak == pytest.approx(mark, rel=0.03)
+
+
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))
 def test_percentiles_lie_in_order_within_the_samples(values: list[float]) -> None:
     made = Distribution.of(values)
@@ -170,10 +225,46 @@ def test_the_table_fits_eighty_columns(measured: Measurement) -> None:
 def test_the_table_says_when_others_were_computing(measured: Measurement) -> None:
     def with_busy(share: float) -> str:
         machine = measured.machine.model_copy(update={"busy": share})
-        return render([measured.model_copy(update={"machine": machine})])
+        quiet = Background(others=0.0, steal=0.0, load_average=0.0)
+        return render([measured.model_copy(update={"machine": machine, "background": quiet})])
 
     assert "Other programs used 30% of the CPU" in with_busy(0.3)
     assert "Other programs" not in with_busy(0.02)
+
+
+@linux_only
+def test_the_table_says_what_went_on_during_a_run(measured: Measurement) -> None:
+    assert measured.background is not None
+    assert measured.background.load_average is not None
+    stolen = Background(others=0.4, steal=0.2, load_average=3.0)
+    text = " ".join(render([measured.model_copy(update={"background": stolen})]).split())
+    assert "Other programs used 40% of the CPU during a run" in text
+    assert "The hypervisor gave 20% of the CPU to other machines" in text
+
+
+def test_the_table_shows_energy_and_what_throttled(measured: Measurement) -> None:
+    def window(start: float, speed: float) -> Window:
+        return Window(
+            start_s=start, seconds=5, tokens=50, decode_tps=speed, temperature_c=84,
+            frequency_mhz=1500,
+        )  # fmt: skip
+
+    changes = {
+        "energy": Energy(source="rapl", scope="package-0", joules=30, seconds=10, repetitions=3),
+        "sustained": Sustained(
+            windows=(window(0, 10.0), window(5, 7.5)),
+            kept=0.75,
+            throttling=("the clock fell from 2400 to 1500 MHz",),
+            watched=("temperature", "frequency"),
+        ),
+    }
+    text = render([measured.model_copy(update=changes)])
+    assert max(map(len, text.splitlines())) <= 80
+    text = " ".join(text.split())
+    assert "10.00 J a repetition, 3.00 W (rapl package-0, all else on it included)" in text
+    assert "5 7.5 84 1500" in text
+    assert "ran at 75% of the first's speed" in text
+    assert "Throttled: the clock fell from 2400 to 1500 MHz." in text
 
 
 def test_the_command_prints_json_and_writes_it(tiny_gguf: Path, tmp_path: Path) -> None:

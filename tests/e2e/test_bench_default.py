@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,41 @@ def test_both_kinds_of_memory_add_up_to_the_kernels_own_peak(measured: Measureme
     assert taken.at_peak is not None
     assert taken.peak_rss is not None
     assert abs(taken.at_peak.rss - taken.peak_rss) < 0.03 * taken.peak_rss
+
+
+def test_the_peak_is_the_kernels_own_for_that_child(tmp_path: Path) -> None:
+    """By wait4(2), whose figure is of the largest process below: the measured one."""
+    out = tmp_path / "bench.json"
+    short = (
+        "--prompt-tokens",
+        "128",
+        "--decode-tokens",
+        "8",
+        "--repetitions",
+        "2",
+        "--threads",
+        "1",
+    )
+    command = (
+        sys.executable,
+        "-m",
+        "edgeadapt",
+        "bench",
+        str(default_gguf()),
+        *short,
+        "--out",
+        out,
+    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    (record,) = json.loads(out.read_text())
+    memory = Measurement.model_validate(record).memory
+    assert memory.at_peak is not None
+    kernel = usage.ru_maxrss * 1024
+    assert memory.peak_rss == pytest.approx(kernel, rel=0.03)
+    assert memory.at_peak.rss == pytest.approx(kernel, rel=0.03)
 
 
 def test_mapped_weights_are_file_backed_and_counted_once(measured: Measurement) -> None:

@@ -22,6 +22,7 @@ from edgeadapt.setup import build, llama_cpp, self_test
 from edgeadapt.setup.cpu import X86_OPTIONS, choose_options, enabled
 
 ROOT = Path(__file__).parents[2]
+PIP = (sys.executable, "-m", "pip")
 
 SAPPHIRE_RAPIDS = """\
 processor\t: 0
@@ -324,7 +325,7 @@ def test_the_most_telling_line_is_found(output: str, line: str) -> None:
 def test_a_failed_build_names_its_log(tmp_path: Path) -> None:
     log_file = tmp_path / "build.log"
     with pytest.raises(RuntimeFailure, match=re.escape(str(log_file))):
-        list(build._run_pip(("wheel", str(tmp_path / "none")), {}, log_file))
+        list(build._run((*PIP, "wheel", str(tmp_path / "none")), {}, log_file))
     assert "none" in log_file.read_text()
 
 
@@ -355,7 +356,7 @@ def test_two_builds_in_one_place_wait_for_each_other(tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     path = tmp_path / "build.lock"
     with path.open("w") as other:
-        with build._one_at_a_time(path), pytest.raises(BlockingIOError):
+        with build.one_at_a_time(path), pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
