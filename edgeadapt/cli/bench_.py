@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 @click.option(
     "--on",
     metavar="URL",
-    help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there].",
+    help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there]. Or try "
+    "whether it runs at all on an emulated CPU: qemu://cortex-a76.",
 )
 @standard
 def command(
@@ -95,6 +96,11 @@ def command(
     if not artifacts and not imports:
         raise InputError("nothing to measure; give an ARTIFACT, or --import a file of llama-bench")
     _check_new(out, llama_bench_json)
+    if on is not None and on.startswith("qemu://"):
+        from edgeadapt.transports.proof import prove_and_show
+
+        prove_and_show(on, artifacts, out=out, as_json=as_json, timeout_s=timeout)
+        return
     imported = [found for path in imports for found in read_llama_bench(path)]
     end_when_asked()
     records: list[Measurement | Failure] = []

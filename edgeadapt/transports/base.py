@@ -14,10 +14,11 @@ from edgeadapt.errors import InputError
 
 SCHEMES = {
     "ssh": "edgeadapt.transports.ssh:SshTransport",
+    "qemu": "edgeadapt.transports.qemu:QemuTransport",
 }
 """Scheme of the URL -> the class that is made from it."""
 
-_EXAMPLES = {"ssh": "ssh://user@host[:port]"}
+_EXAMPLES = {"ssh": "ssh://user@host[:port]", "qemu": "qemu://cortex-a76"}
 
 
 @dataclass(frozen=True)
