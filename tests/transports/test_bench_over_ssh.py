@@ -94,7 +94,12 @@ def assert_clean(server: SshServer, far: list[psutil.Process]) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.e2e), signal.SIGTERM, signal.SIGKILL]
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.e2e),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.e2e),
+        signal.SIGKILL,
+    ],
 )
 def test_ended_here_it_ends_there(server: SshServer, tiny_gguf: Path, number: int) -> None:
     process, far = start(server, tiny_gguf)
@@ -134,6 +139,7 @@ def test_after_silence_it_ends_there(
     assert_clean(server, far_processes(server))
 
 
+@pytest.mark.e2e  # for the programs that it starts
 def test_one_at_a_time_but_the_dead_do_not_count(server: SshServer, tiny_gguf: Path) -> None:
     process, far = start(server, tiny_gguf)
     again = bench(server, tiny_gguf, *SHORT)
