@@ -69,6 +69,9 @@ class RuntimeFailure(EdgeAdaptError):
 class HostFailure(EdgeAdaptError):
     """Another machine is not to be reached, vanished, or failed."""
 
+    timed_out = False
+    """It was there, and took too long."""
+
 
 class GateFailure(EdgeAdaptError):
     """Everything ran, and the result is not good enough."""

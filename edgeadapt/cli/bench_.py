@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 @click.option(
     "--on",
     metavar="URL",
-    help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there].",
+    help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there]. Or try "
+    "whether it runs at all on an emulated CPU: qemu://cortex-a76.",
 )
 @standard
 def command(
@@ -87,60 +88,39 @@ def command(
       edgeadapt bench model.gguf onnx-folder --runtime all --threads 4
       edgeadapt bench model.gguf --threads sweep --depths 0,1024 --sustain 10m
       edgeadapt bench model.gguf --import from-the-board.json
-      edgeadapt bench model.gguf --on ssh://pi@raspberrypi
     """
     from edgeadapt.bench.llama_bench import read_llama_bench
     from edgeadapt.bench.series import bench_each
+    from edgeadapt.transports.options import elsewhere
 
     if not artifacts and not imports:
         raise InputError("nothing to measure; give an ARTIFACT, or --import a file of llama-bench")
     _check_new(out, llama_bench_json)
+    if on is not None and on.startswith("qemu://"):
+        from edgeadapt.transports.proof import prove_and_show
+
+        prove_and_show(on, artifacts, out=out, as_json=as_json, timeout_s=timeout)
+        return
     imported = [found for path in imports for found in read_llama_bench(path)]
     end_when_asked()
     records: list[Measurement | Failure] = []
+    bench = bench_each if on is None else elsewhere(on, imported)
     try:
-        if on is not None:
-            _bench_on(on, artifacts, records, options["adapter"])
-        else:
-            runs = bench_each(
-                artifacts,
-                records,
-                runtime=runtime,
-                threads=threads or _profile_threads(device),
-                timeout_s=timeout,
-                sustain_s=sustain,
-                **options,
-            )
-            for _ in runs:
-                pass
+        for _ in bench(
+            artifacts,
+            records,
+            runtime=runtime,
+            threads=threads or _profile_threads(device),
+            timeout_s=timeout,
+            sustain_s=sustain,
+            **options,
+        ):
+            pass
     finally:
         if records or imported:
             _show([*records, *imported], out, as_json)
             _write_llama_bench(llama_bench_json, records)
     _fail_for(records)
-
-
-def _bench_on(
-    url: str,
-    artifacts: Sequence[Path],
-    records: list[Measurement | Failure],
-    adapter: Path | None,
-) -> None:
-    """The same command on another machine; a host that fails is a record for each artifact."""
-    from edgeadapt.bench.measurement import Failure
-    from edgeadapt.errors import HostFailure
-    from edgeadapt.transports.options import elsewhere
-
-    try:
-        records += elsewhere(url)(artifacts, adapter=adapter)
-    except HostFailure as error:
-        records += [
-            Failure(
-                outcome="failed", reason=str(error), artifact=str(path), runtime="-", threads=0,
-                seconds=0.0,
-            )
-            for path in artifacts
-        ]  # fmt: skip
 
 
 def _check_new(*paths: Path | None) -> None:

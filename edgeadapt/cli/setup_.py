@@ -62,6 +62,26 @@ def llama_tools(rebuild: bool, as_json: bool) -> None:
         emit(path)
 
 
+@command.command("qemu")
+@click.option("--rebuild", is_flag=True, help="Build again, whatever is there.")
+@standard
+def qemu(rebuild: bool, as_json: bool) -> None:
+    """Build llama.cpp for 64-bit Arm, for `bench --on qemu://cortex-a76`.
+
+    Two static programs: one for every 64-bit Arm CPU, and one that needs dotprod and fp16. Needs
+    g++-aarch64-linux-gnu, cmake, ninja and qemu-user; takes minutes the first time, and nothing is
+    done when they are there.
+    """
+    from edgeadapt.setup.aarch64 import setup_aarch64
+
+    result = setup_aarch64(rebuild=rebuild)
+    if as_json:
+        emit_json(asdict(result))
+        return
+    for march, path in result.programs.items():
+        emit(f"{march}: {path}")
+
+
 @command.command("optimum")
 @click.option("--rebuild", is_flag=True, help="Make it anew, whatever is there.")
 @standard

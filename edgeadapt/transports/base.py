@@ -14,10 +14,11 @@ from edgeadapt.errors import InputError
 
 SCHEMES = {
     "ssh": "edgeadapt.transports.ssh:SshTransport",
+    "qemu": "edgeadapt.transports.qemu:QemuTransport",
 }
 """Scheme of the URL -> the class that is made from it."""
 
-_EXAMPLES = {"ssh": "ssh://user@host[:port]"}
+_EXAMPLES = {"ssh": "ssh://user@host[:port]", "qemu": "qemu://cortex-a76"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class NeededFile:
     """Relative to the folder that the program runs in, with `/`."""
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the program ended on the other side."""
+
+    code: int
+    stdout: bytes
+    last_words: str
+    """The last line of its stderr."""
 
 
 class Transport(ABC):
@@ -76,14 +87,14 @@ class Transport(ABC):
     @abstractmethod
     def run(
         self, arguments: Sequence[str], files: Sequence[NeededFile], *, timeout_s: float | None
-    ) -> bytes:
-        """Run `program` in a new folder with these files, and return what it wrote to stdout.
+    ) -> Ended:
+        """Run `program` in a new folder with these files.
 
         Its stderr is logged. When this process ends, however it does, the program ends and the
         folder goes.
 
         Raises:
-            HostFailure: the connection was lost, the time was over, or the program failed.
+            HostFailure: the connection was lost, the time was over, or it is busy.
         """
 
     def close(self) -> None:  # noqa: B027  # most have nothing to do

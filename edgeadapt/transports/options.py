@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,30 +12,39 @@ from click.core import ParameterSource
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeadapt.bench.measurement import Measurement
+    from edgeadapt.bench.llama_bench import Imported
+    from edgeadapt.bench.measurement import Failure, Measurement
 
 _STAYS_HERE = frozenset(
-    {
-        "on", "out", "adapter", "as_json", "quiet", "verbose", "debug", "imports",
-        "llama_bench_json",
-    }
-)  # fmt: skip
+    {"on", "out", "adapter", "imports", "llama_bench_json"}
+    | {"as_json", "quiet", "verbose", "debug"}
+)
 
 
-def elsewhere(url: str) -> Callable[..., list[Measurement]]:
-    """`bench_all` on another machine, with the options that were typed for `edgeadapt bench`.
+def elsewhere(url: str, imported: list[Imported]) -> Callable[..., Iterator[Measurement | Failure]]:
+    """`bench_each` on another machine, with the options that were typed for `edgeadapt bench`.
+
+    Args:
+        url: where.
+        imported: what llama-bench measures there is appended here.
 
     Raises:
         InputError: an option cannot be handed on.
     """
+    from edgeadapt.bench.llama_bench import Imported
     from edgeadapt.transports.bench import bench_on
 
-    options = options_as_typed(click.get_current_context(), without=_STAYS_HERE)
+    typed = options_as_typed(click.get_current_context(), without=_STAYS_HERE)
 
     def bench(
-        artifacts: Sequence[Path], *, adapter: Path | None = None, **_: Any
-    ) -> list[Measurement]:
-        return bench_on(url, artifacts, options, adapter=adapter)
+        artifacts: Sequence[Path], records: list[Measurement | Failure], **options: Any
+    ) -> Iterator[Measurement | Failure]:
+        for found in bench_on(url, artifacts, typed, options):
+            if isinstance(found, Imported):
+                imported.append(found)
+            else:
+                records.append(found)
+                yield found
 
     return bench
 

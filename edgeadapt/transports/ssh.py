@@ -19,7 +19,7 @@ from typing import IO
 from edgeadapt.console import log, progress
 from edgeadapt.errors import HostFailure, InputError
 from edgeadapt.transports import scripts
-from edgeadapt.transports.base import NeededFile, Transport
+from edgeadapt.transports.base import Ended, NeededFile, Transport
 from edgeadapt.transports.client import Finished, talk
 from edgeadapt.transports.place import Portion, plan_copies
 
@@ -174,7 +174,7 @@ class SshTransport(Transport):
 
     def run(
         self, arguments: Sequence[str], files: Sequence[NeededFile], *, timeout_s: float | None
-    ) -> bytes:
+    ) -> Ended:
         """See `Transport.run`. One at a time: the other side gives a lease for it."""
         pairs = [text for file in files for text in (file.sha256, file.name)]
         head = (_who(), uuid.uuid4().hex, f"{QUIET_S:g}", str(len(files)))
@@ -186,14 +186,16 @@ class SshTransport(Transport):
             show=True,
         )
         self._check_run(finished, timeout_s)
-        return _after_marker(finished.stdout)
+        return Ended(finished.code, _after_marker(finished.stdout), finished.last_words)
 
     def _check_run(self, finished: Finished, timeout_s: float | None) -> None:
         if finished.timed_out:
-            raise HostFailure(
+            error = HostFailure(
                 f"the benchmark on {self.name} did not finish within {timeout_s:g} s and was ended "
                 "there; raise --timeout, or ask for fewer tokens and repetitions"
             )
+            error.timed_out = True
+            raise error
         if finished.code == scripts.BUSY:
             raise HostFailure(
                 f"{self.name} is measuring already, for {finished.last_words}; wait until that is "
@@ -207,9 +209,6 @@ class SshTransport(Transport):
                 f"({finished.last_words}); nothing was brought back, and what runs there is ended "
                 f"within {QUIET_S:g} s; type the same again"
             )
-        if finished.code:
-            said = finished.last_words.removeprefix("Error: ")
-            raise HostFailure(f"on {self.name}: {said} (exit code {finished.code})")
 
     def _ask(self, script: str, arguments: Sequence[str]) -> str:
         """Run a short script and return what it says.

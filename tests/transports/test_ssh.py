@@ -78,7 +78,7 @@ def test_other_bytes_under_its_name_are_replaced(
 def test_what_a_login_shell_prints_is_no_answer(server: SshServer) -> None:
     echo = server.program("echo", 'echo "<$*>"; pwd; ls')
     with SshTransport(server.url(echo)) as there:
-        output = there.run(["a", "it's $HOME", "-x"], [], timeout_s=None).decode()
+        output = there.run(["a", "it's $HOME", "-x"], [], timeout_s=None).stdout.decode()
     said, folder = output.splitlines()
     assert said == "<a it's $HOME -x>"
     assert folder.startswith(str(server.cache / "work"))
@@ -94,7 +94,7 @@ def test_files_lie_under_their_names_while_it_runs(server: SshServer, tmp_path: 
     show = server.program("show", 'find . -type f | sort; cat "$1/y"')
     with SshTransport(server.url(show)) as there:
         assert there.place(files) == 4
-        output = there.run([name], files, timeout_s=None).decode()
+        output = there.run([name], files, timeout_s=None).stdout.decode()
     assert output.splitlines() == ["./0/a model/part/x", "./0/a model/y", "same"]
 
 
