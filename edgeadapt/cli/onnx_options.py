@@ -46,7 +46,7 @@ _OPTIONS = (
     ),
     click.option(
         "--instruction-set",
-        type=click.Choice(PRESETS),
+        type=click.Choice([name.replace("_", "-") for name in PRESETS]),
         help="onnx int8-dynamic: the CPU to make it for; avx2, which is right on all, by default.",
     ),
 )
@@ -72,7 +72,7 @@ def onnx_options(function: Callable[..., Any]) -> Callable[..., Any]:
             block_size=int(block_size) if block_size else None,
             symmetric=symmetric,
             accuracy_level=int(accuracy_level) if accuracy_level else None,
-            preset=instruction_set,
+            preset=instruction_set and instruction_set.replace("-", "_"),
         )
         return function(*args, onnx=options, **kwargs)
 

@@ -104,7 +104,21 @@ def test_other_tokens_than_here_are_a_failure(q4_0: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(proof, "host_tokens", lambda _: ([*prompt[:-1], 5], expected))
     done = bench(q4_0, "qemu://cortex-a76")
     assert done.exit_code == 1
-    assert "of 24 greedy tokens equal this machine's" in done.stderr
+    assert "of 24 greedy tokens equal this machine's, which is sure of the next" in done.stderr
+
+
+@pytest.mark.e2e  # emulation takes seconds
+@pytest.mark.usefixtures("programs")
+def test_a_near_tie_is_no_failure(q4_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, expected = proof.host_tokens(q4_0)
+    other = (*expected[:20], 1 + expected[20], *expected[21:])
+    monkeypatch.setattr(proof, "host_tokens", lambda _: (prompt, other))
+    monkeypatch.setattr(proof, "NEAR_TIE", 1e9)
+    done = bench(q4_0, "qemu://cortex-a76")
+    assert done.exit_code == 0
+    found = Proof.model_validate(json.loads(done.stdout)[0])
+    assert found.first_difference == 20 and found.lead is not None and found.lead < 0
+    assert "20 greedy tokens equal this machine's" in found.reason
 
 
 def test_how_it_ended_is_said() -> None:
