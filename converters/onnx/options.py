@@ -41,7 +41,8 @@ _DEFAULT_PRESET = "avx2"
 of the rounding; on Arm both are right, and signed ones faster on smaller cores."""
 
 DEFAULT_ALGORITHM = {"int4": "rtn_mixed", "int8": "rtn"}
-"""int4: the least divergence at its size on the demo's held-out text (benchmarks/onnx_int4.py)."""
+"""int4: none loses less at its size on the demo's held-out text, k_quant_mixed as much
+(benchmarks/onnx_int4.py)."""
 
 _BLOCK_SIZE = 32
 _ACCURACY_LEVEL = 4
