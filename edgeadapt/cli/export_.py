@@ -55,6 +55,12 @@ if TYPE_CHECKING:
     "tokenizers, and by transformers only if something differs; --parity: by transformers at once, "
     "as in `run` and `evaluate`, which takes some seconds.",
 )  # fmt: skip
+@click.option(
+    "--verify", metavar="HOST",
+    help="With --device: measure what was made, `here` or on ssh://user@host (see bench --on), and "
+    "take the plan's next candidate if it misses a budget of the profile. What was tried is "
+    "written beside it.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
 @click.option(
@@ -75,6 +81,7 @@ def command(
     gguf: GgufWishes,
     onnx: OnnxOptions,
     parity: bool | None,
+    verify: str | None,
     dry_run: bool,
     threads: int | None,
     out: Path,
@@ -93,8 +100,10 @@ def command(
     edgeadapt export --base default --format gguf --max-size 80MiB \\
         --calibrate chats.jsonl --out m.gguf
     """
+    from edgeadapt.devices import load_profile
     from edgeadapt.export import export, plan_export
     from edgeadapt.fidelity.parity import ParityGate
+    from edgeadapt.verified import export_verified
 
     end_when_asked()
     if adapter_mode == "separate":
@@ -109,7 +118,22 @@ def command(
         )
         return
     _check_target(device, format_, quant, gguf)
+    if verify is not None and (device is None or gguf.any or dry_run):
+        raise InputError(
+            "--verify goes with --device, whose budgets it measures, and chooses by itself: leave "
+            "--format, --calibrate, --imatrix, --tensor-type, --max-size, --split-max-size and "
+            "--dry-run out"
+        )
     model = merging.open(base, adapter, revision, any_base)
+    gate = ParityGate(model.folder, quick=parity is None)
+    check = None if parity is False else gate
+    if verify is not None and device is not None:
+        verified = export_verified(
+            model, load_profile(device), out, host=verify, quantization=quant, context=context,
+            threads=threads, check=check, onnx=onnx,
+        )  # fmt: skip
+        report(verified.artifact, None, as_json, parity=gate.report, verified=verified)
+        return
     reason = None
     if device is not None:
         format_, chosen, reason = _choose(model, device, context)
@@ -129,11 +153,9 @@ def command(
         plan = plan_export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
         report_plan(plan, out, as_json, allocation)
         return
-    gate = ParityGate(model.folder, quick=parity is None)
     artifact = export(
-        model, format_, quant, out, threads=threads, options=options, onnx=onnx,
-        check=None if parity is False else gate,
-    )  # fmt: skip
+        model, format_, quant, out, threads=threads, options=options, onnx=onnx, check=check
+    )
     report(artifact, reason, as_json, allocation, gate.report)
 
 

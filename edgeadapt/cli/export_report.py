@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeadapt.artifact import Artifact
     from edgeadapt.converters.base import ExportPlan
     from edgeadapt.fidelity.parity import ParityReport
+    from edgeadapt.verified import Verified
 
 
 def report_plan(plan: ExportPlan, out: Path, as_json: bool, allocation: Allocation | None) -> None:
@@ -52,6 +53,7 @@ def report(
     as_json: bool,
     allocation: Allocation | None = None,
     parity: ParityReport | None = None,
+    verified: Verified | None = None,
 ) -> None:
     """Print what was exported.
 
@@ -61,6 +63,7 @@ def report(
         as_json: print one JSON document.
         allocation: the types that were chosen for a size.
         parity: what the check of its text found.
+        verified: what was measured of it, and of those before it.
     """
     if as_json:
         emit_json(
@@ -73,6 +76,7 @@ def report(
                 "allocation": allocation.document() if allocation else None,
                 "lineage": artifact.lineage,
                 "parity": parity and parity.record(),
+                "verification": verified and verified.record(),
             }
         )
         return
@@ -80,6 +84,8 @@ def report(
         emit(reason)
     if allocation is not None:
         emit(allocation.table())
+    for attempt in verified.attempts if verified else ():
+        emit(str(attempt))
     size = artifact.size_bytes / 2**20
     emit(f"{artifact.path}: {artifact.format} {artifact.quantization}, {size:.1f} MiB")
     if parity is not None and parity.checked:

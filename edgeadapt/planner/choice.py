@@ -53,6 +53,21 @@ class Plan:
     reason: str
     """Why that one; or, if there is none, what comes closest and what to change."""
 
+    prefer: Preference = "profile"
+
+    def in_order(self) -> list[Candidate]:
+        """Candidates that fit the memory, as they should be tried: the chosen one first.
+
+        Those that should miss a budget come last, the fastest first: a prediction may be wrong.
+        """
+        fitting = [candidate for candidate in self.found if candidate.fits]
+        usable = [candidate for candidate in fitting if not candidate.missed]
+        slow = [candidate for candidate in fitting if candidate.missed]
+        return [
+            *sorted(usable, key=lambda c: (bool(c.unsure), _rank(c, self.prefer))),
+            *sorted(slow, key=lambda c: -c.decode.median),
+        ]
+
     def record(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -113,7 +128,7 @@ def make_plan(
         reason = _reason(profile, limits, chosen, found, prefer)
     else:
         reason = _nothing(profile, limits, found, refused, tokens)
-    return Plan(profile, model, tokens, limits, tuple(found), refused, chosen, reason)
+    return Plan(profile, model, tokens, limits, tuple(found), refused, chosen, reason, prefer)
 
 
 def choose(
