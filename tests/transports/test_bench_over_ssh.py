@@ -65,6 +65,18 @@ def test_figures_come_back_and_nothing_stays_there(server: SshServer, tiny_gguf:
     assert server.left_behind() == []
 
 
+def test_an_export_is_verified_there(server: SshServer, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    words = ["export", "--base", tiny_model, "--device", "laptop-x86", "--quant", "Q8_0"]
+    words += ["--verify", server.url(server.edgeadapt()), "--context", 64, "--out", out, "--json"]
+    done = CliRunner().invoke(cli, [*map(str, words)])
+    assert done.exit_code == 0, done.output
+    (attempt,) = json.loads(done.stdout)["verification"]["attempts"]
+    assert attempt["predicted"]["quantization"] == "Q8_0"
+    assert attempt["measured"]["prompt_tokens"] == 32 and attempt["missed"] == []
+    assert out.is_file() and server.left_behind() == []
+
+
 def test_what_fails_there_is_told_here(server: SshServer, tiny_gguf: Path) -> None:
     done = bench(server, tiny_gguf, *SHORT, "--context", 4)
     assert done.exit_code == 2
