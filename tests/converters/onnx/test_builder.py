@@ -16,6 +16,7 @@ from edgeadapt.console import log
 from edgeadapt.converters.onnx.builder import BuilderWriter
 from edgeadapt.converters.onnx.options import OnnxOptions, settle
 from edgeadapt.converters.onnx.quantize import quantize_dynamically
+from edgeadapt.export import export, open_model
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from tests.onnx_folders import exported, request
 from tests.tiny import save_model
@@ -91,11 +92,15 @@ def test_embedding_reads_the_8_bit_head(tiny_model: Path) -> None:
 
 
 def test_zero_points_left_out_are_told(
-    tiny_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tiny model's rows of 96 are three blocks of 32, which onnxruntime cannot pack."""
     monkeypatch.setattr(log, "propagate", True)
-    artifact = exported(tiny_model, "int4", "builder", "rtn")
+    asked = OnnxOptions(exporter="builder", algorithm="rtn")
+    artifact = export(open_model(str(tiny_model)), "onnx", "int4", tmp_path / "told", onnx=asked)
     assert artifact.lineage["settings"]["symmetric"] is True
     told = artifact.lineage["zero_points"]
     assert "exporter builder" in told and "odd number of blocks of 32" in told
