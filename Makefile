@@ -11,7 +11,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	&& { echo $$python; break; }; done)
 endif
 
-.PHONY: install optimum test test-e2e demo lint format clean
+.PHONY: install optimum test test-e2e demo fuzz lint format clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -44,6 +44,12 @@ test-e2e: install
 
 demo: install
 	$(BIN)/edgeadapt run demo
+
+# Damaged files for every reader of files that others made; hours for a million. Linux alone.
+CASES ?= 1000000
+fuzz: install
+	$(PIP) install --quiet -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --cases $(CASES)
 
 lint: install
 	$(BIN)/ruff check .
