@@ -45,13 +45,18 @@ def run_child(name: str, cases: int) -> tuple[int, float, int, str | None]:
     counts = [int(number) for number in re.findall(r"^#(\d+)\s", said, re.MULTILINE)]
     final = re.findall(r"stat::number_of_executed_units:\s*(\d+)", said)
     peaks = re.findall(r"stat::peak_rss_mb:\s*(\d+)", said)
-    fault = None
-    if child.returncode != 0:
-        lines = [line for line in said.splitlines() if line.strip()]
-        known = [line for line in lines if re.search(r"Error|ERROR|exception", line)]
-        fault = (known or lines or ["it died"])[0].strip()[:120]
+    fault = _fault(said) if child.returncode != 0 else None
     done = int(final[0]) if final else max(counts, default=0)
     return done, time.monotonic() - start, int(peaks[0]) if peaks else 0, fault
+
+
+def _fault(said: str) -> str:
+    """One line on what ended a child: a Python exception, or libFuzzer's own word."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    for number, line in enumerate(lines[:-1]):
+        if "Uncaught Python exception" in line:
+            return lines[number + 1][:100]
+    return next((line[:100] for line in lines if "ERROR: libFuzzer" in line), lines[-1][:100])
 
 
 if __name__ == "__main__":
