@@ -11,7 +11,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	&& { echo $$python; break; }; done)
 endif
 
-.PHONY: install optimum test test-e2e demo fuzz lint format clean
+.PHONY: install optimum test test-e2e demo docs fuzz lint format clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -50,6 +50,9 @@ CASES ?= 1000000
 fuzz: install
 	$(PIP) install --quiet -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --cases $(CASES)
+
+docs: install
+	$(BIN)/python docs/generate.py
 
 lint: install
 	$(BIN)/ruff check .
