@@ -194,6 +194,13 @@ def layer_zeroed(bench: Bench) -> ModelToExport:
     return replace(model, source=Zeroed(model.source))
 
 
+def merged_onto_another_fine_tune(bench: Bench) -> ModelToExport:
+    plain, adapter = open_model("default"), bench.adapters["qlora"]
+    other = stacked_source(plain.source, parse_adapters([bench.adapters["rslora"]]))
+    source = stacked_source(other, parse_adapters([adapter]))
+    return replace(open_model("default", adapter), source=source)
+
+
 def sound(bench: Bench) -> ModelToExport:
     return open_model("default", bench.adapters["qlora"])
 
@@ -206,6 +213,8 @@ def sound(bench: Bench) -> ModelToExport:
         ("rslora", rslora_scale_lost, "Q8_0", "min_retention"),
         ("qlora", wrong_merge_base, "F16", "min_retention"),
         ("qlora", layer_zeroed, "Q8_0", "max_kl"),
+        ("qlora", layer_zeroed, "Q4_K_M", "max_excess_kl"),
+        ("qlora", merged_onto_another_fine_tune, "Q8_0", "max_excess_kl"),
         # the built-in base comes from a Q4_1 file: rounding to that grid undoes small changes
         ("qlora", sound, "Q4_1", "min_retention"),
     ],
