@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edgeadapt.cli import cli
 from edgeadapt.errors import AdapterError
 from edgeadapt.export import export, open_model
 from edgeadapt.gguf_io import GgufFile
@@ -92,3 +94,28 @@ def test_two_tokenizers_cannot_both_ship(base: Path, tmp_path: Path) -> None:
         (adapter / "chat_template.jinja").write_text(name)
     with pytest.raises(AdapterError, match="different tokenizers"):
         open_model(str(base), [tmp_path / "a", tmp_path / "b"])
+
+
+def test_an_adapter_with_new_tokens_is_evaluated_on_text_that_has_them(
+    base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp")
+    train_with_new_tokens(base, tmp_path / "a", CONFIGS["modules_to_save"])
+    model = open_model(str(base), tmp_path / "a")
+    export(model, "gguf", "Q8_0", tmp_path / "m.gguf")
+    text = "What is <|tool|> the quick brown fox frobnicate <|result|> of dogs? " * 12
+    (tmp_path / "held.txt").write_text(text)
+    told = CliRunner().invoke(
+        cli,
+        [
+            "evaluate", str(tmp_path / "m.gguf"), "--base", str(base), "--adapter",
+            str(tmp_path / "a"), "--data", str(tmp_path / "held.txt"), "--window", "64",
+            "--threads", "1", "--json", "-q",
+        ],
+    )  # fmt: skip
+    assert told.exit_code in (0, 1), told.output  # whether a random model keeps its gates is open
+    (artifact,) = json.loads(told.stdout)["artifacts"]
+    found = artifact["fidelity"]["llama-cpp"]
+    assert 0 <= found["fidelity"]["mean_kl"]["value"] < 0.1
+    assert found["bits"]["kl"]["value"] >= 0
+    assert artifact["parity"]["passed"]
