@@ -283,7 +283,7 @@ def _predictions(document: dict[str, Any]) -> Table:
         decode = told["decode_tps"]
         rows.append(
             (
-                "this machine" if told["measured"] else told["device"],
+                "here" if told["measured"] else told["device"],
                 told["quantization"],
                 told["runtime"],
                 f"{decode['low']:.3g}-{decode['high']:.3g}",
@@ -294,11 +294,11 @@ def _predictions(document: dict[str, Any]) -> Table:
         )
     return Table(
         "Prediction and measurement",
-        ("On", "Model", "Engine", "Decode, 80%", "Measured", "MiB", "Measured"),
+        ("On", "Model", "Engine", "Decode, 80%", "Measured", "MiB", "Peak"),
         tuple(rows),
         "Decoded tokens a second: the interval that should hold four cases of five, from physics "
-        "and published measurements, and what was measured here; devices that this machine is not "
-        "were not measured. Memory: weights, KV cache and an allowance for the engine, beside the "
+        "and published measurements, and what was measured here (* outside the interval); other "
+        "devices were not measured. MiB: predicted, of weights, KV cache and engine; peak: the "
         "largest resident memory of the measured process, interpreter included.",
         frozenset({3, 4, 5, 6}),
     )
@@ -306,7 +306,7 @@ def _predictions(document: dict[str, Any]) -> Table:
 
 def _within(value: float, bounds: dict[str, float]) -> str:
     inside = bounds["low"] <= value <= bounds["high"]
-    return f"{value:.1f}" + ("" if inside else " (outside)")
+    return f"{value:.1f}" + ("" if inside else "*")
 
 
 def _speed(document: dict[str, Any]) -> Table:
