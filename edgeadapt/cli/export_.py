@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     help="See that template and tokenizer in it make the original's tokens, on each installed "
     "runtime; else nothing is written and the exit code is 1. Default: the original is read by "
     "tokenizers, and by transformers only if something differs; --parity: by transformers at once, "
-    "as in `run` and `evaluate`, which takes some seconds.",
+    "as in `run`, which takes some seconds.",
 )  # fmt: skip
 @click.option(
     "--verify", metavar="HOST",
