@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.bench.assemble import measurement
@@ -199,23 +198,6 @@ def _prepare_cache(path: Path, cold: bool) -> None:
         raise UnsupportedError(
             "this system cannot drop files from the page cache, so --cold cannot be measured here"
         )
-
-
-def bench_all(
-    paths: Sequence[Path], *, runtime: str | None = None, **options: Any
-) -> list[Measurement]:
-    """Measure several artifacts one after another; everything is checked before the first runs.
-
-    Args:
-        paths: the artifacts.
-        runtime: a name, `all` for each installed one that loads the artifact, or None.
-        options: as of `bench_artifact`.
-
-    Raises:
-        EdgeAdaptError: as `bench_artifact`.
-    """
-    pairs = [(path, name) for path in paths for name in runtimes_of(path, runtime)]
-    return [bench_artifact(path, runtime=name, **options) for path, name in pairs]
 
 
 def runtimes_of(path: Path, runtime: str | None) -> tuple[str, ...]:

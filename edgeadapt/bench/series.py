@@ -22,7 +22,9 @@ def bench_each(
     threads: Sequence[int] = (),
     **options: Any,
 ) -> Iterator[Measurement | Failure]:
-    """As `bench_all`, and a run that fails is a record like another.
+    """`bench_artifact` for each artifact, runtime and number of threads.
+
+    All of them are checked before the first runs; one that fails then is a record like another.
 
     When this process is asked to end, by Ctrl-C or a SIGTERM that raises SystemExit, the run that
     it breaks off is recorded as killed before the exception goes on.

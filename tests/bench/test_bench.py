@@ -19,12 +19,14 @@ from edgeadapt.bench.measurement import (
     Background,
     Distribution,
     Energy,
+    Failure,
     Measurement,
     Sustained,
     Window,
 )
 from edgeadapt.bench.protocol import prompt_ids, repetition
-from edgeadapt.bench.run import bench_all, bench_artifact
+from edgeadapt.bench.run import bench_artifact
+from edgeadapt.bench.series import bench_each
 from edgeadapt.bench.table import render
 from edgeadapt.cli import cli
 from edgeadapt.errors import CorruptFileError, InputError
@@ -199,8 +201,10 @@ def test_wrong_requests_are_refused_before_anything_runs(tiny_gguf: Path, tmp_pa
         bench_artifact(tiny_gguf, runtime="torch")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny_gguf.read_bytes()[:5000])
+    records: list[Measurement | Failure] = []
     with pytest.raises(CorruptFileError, match=r"cut\.gguf"):
-        bench_all([tiny_gguf, cut], **SHORT)
+        list(bench_each([tiny_gguf, cut], records, **SHORT | {"threads": (1,)}))
+    assert records == []
 
 
 def test_the_table_fits_eighty_columns(measured: Measurement) -> None:
