@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgeadapt.adapters import parse_adapters, stacked_source
@@ -23,7 +22,8 @@ from edgeadapt.fidelity.models import reference_models
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.tokenizer import ModelTokenizer
 from edgeadapt.training.settings import TrainSettings
-from edgeadapt.weights import Float32Array, TensorInfo, WeightSource
+from edgeadapt.weights import Float32Array
+from tests.changed_weights import Changed, Zeroed
 
 pytestmark = pytest.mark.e2e
 
@@ -126,33 +126,6 @@ def figures_of(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class Changed:
-    """A model whose tensors are changed as they are read."""
-
-    def __init__(self, source: WeightSource) -> None:
-        self._source = source
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self._source.config
-
-    def tensors(self) -> dict[str, TensorInfo]:
-        return self._source.tensors()
-
-    def rows(self, name: str, start: int, stop: int) -> Float32Array:
-        return self.change(name, self._source.rows(name, start, stop))
-
-    def change(self, name: str, rows: Float32Array) -> Float32Array:
-        raise NotImplementedError
-
-
-class Zeroed(Changed):
-    """One layer is all zeros."""
-
-    def change(self, name: str, rows: Float32Array) -> Float32Array:
-        return np.zeros_like(rows) if name.startswith("model.layers.0.") else rows
-
-
 def not_applied(bench: Bench) -> ModelToExport:
     return open_model("default")
 
@@ -191,7 +164,7 @@ def wrong_merge_base(bench: Bench) -> ModelToExport:
 
 def layer_zeroed(bench: Bench) -> ModelToExport:
     model = open_model("default", bench.adapters["qlora"])
-    return replace(model, source=Zeroed(model.source))
+    return replace(model, source=Zeroed(model.source, 0))
 
 
 def merged_onto_another_fine_tune(bench: Bench) -> ModelToExport:

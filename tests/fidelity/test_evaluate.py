@@ -23,7 +23,7 @@ from edgeadapt.fidelity.models import reference_models
 from edgeadapt.fidelity.text import within
 from edgeadapt.merge import merge_to_folder
 from edgeadapt.safetensors_io import SafetensorsSource
-from edgeadapt.weights import Float32Array, TensorInfo, WeightSource
+from tests.changed_weights import Zeroed
 from tests.fidelity.conftest import LAYERS, World, save_lora
 
 
@@ -81,30 +81,12 @@ def test_a_wrong_scale_fails_retention(
     assert words in next(gate["note"] for gate in failed if gate["gate"] == "min_retention")
 
 
-class Zeroed:
-    """A model whose last layer is all zeros."""
-
-    def __init__(self, source: WeightSource) -> None:
-        self._source = source
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self._source.config
-
-    def tensors(self) -> dict[str, TensorInfo]:
-        return self._source.tensors()
-
-    def rows(self, name: str, start: int, stop: int) -> Float32Array:
-        rows = self._source.rows(name, start, stop)
-        return np.zeros_like(rows) if name.startswith(f"model.layers.{LAYERS - 1}.") else rows
-
-
 def without_adapter(world: World, damage: bool, quantization: str) -> dict[str, Any]:
     """The plain base, judged as an artifact of itself."""
     plain = replace(world.yardstick, references={"base": world.yardstick.references["base"]})
     model = open_model(str(world.base))
     if damage:
-        model = replace(model, source=Zeroed(model.source))
+        model = replace(model, source=Zeroed(model.source, LAYERS - 1))
     out = world.folder / f"plain-{damage}-{quantization}.gguf"
     artifact = export(model, "gguf", quantization, out)
     figures = evaluate(artifact, "llama-cpp", plain, threads=1)
