@@ -24,7 +24,6 @@ from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded
 from edgeadapt.extras import need_torch_sharing_cores
 from edgeadapt.fidelity.metrics import (
-    LOWEST,
     Float16Array,
     IntArray,
     TokenScores,
@@ -199,10 +198,7 @@ def write_reference(
     stored: Any = None
     for batch in batches(encoded):
         logits, wanted = batch_logits(model, batch)
-        if bool(logits.isfinite().all()):  # torch's own uses every core
-            log_probs = logits.log_softmax(-1).clamp_(min=LOWEST).cpu().numpy()
-        else:
-            log_probs = log_softmax(logits.cpu().numpy())
+        log_probs = log_softmax(logits.cpu().numpy())
         scores = score_rows(log_probs, wanted.cpu().numpy())
         if stored is None:
             shape = (int(starts[-1]), log_probs.shape[1])
