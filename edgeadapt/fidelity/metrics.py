@@ -11,7 +11,6 @@ Tokens of one sequence resemble each other, so standard errors count sequences, 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgeadapt.jobs import available_threads
 
 Float16Array = npt.NDArray[np.float16]
 Float32Array = npt.NDArray[np.float32]
@@ -173,7 +174,7 @@ def diverge_rows(
             )
         return divergence
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter
+    with ThreadPoolExecutor(available_threads()) as pool:  # NumPy lets go of the interpreter
         return join(list(pool.map(compared, range(0, len(targets), _ROWS))))
 
 
