@@ -236,8 +236,7 @@ def weights_stage(
 
 def machine_stage(space: Workspace) -> StageResult | None:
     """A profile of this machine, to predict what is measured on it; None if there can be none."""
-    machine = this_machine()
-    key = {"machine": [machine.cpu, machine.available_cores, machine.memory_bytes]}
+    key = {"machine": _this_machine()}
 
     def work(folder: Path) -> None:
         text = profile_yaml(detect_profile("this-machine"))
@@ -292,13 +291,12 @@ def bench_stage(
     """Latency and memory of an artifact on a runtime."""
     settings = recipe.bench
     threads = settings.threads or available_threads()
-    machine = this_machine()
     key = {
         "artifact": sha256,
         "runtime": engine_identity(runtime),
         "settings": settings.model_dump(mode="json", exclude={"reference"}),
         "threads": threads,
-        "machine": [machine.cpu, machine.available_cores, machine.memory_bytes],
+        "machine": _this_machine(),
     }
 
     def work(folder: Path) -> None:
@@ -313,6 +311,12 @@ def bench_stage(
         write_json(folder / "measurement.json", measurement.model_dump(mode="json"))
 
     return space.stage(f"bench-{label}-{runtime}", key, work)
+
+
+def _this_machine() -> list[Any]:
+    """What figures that were measured here depend on."""
+    machine = this_machine()
+    return [machine.cpu, machine.available_cores, machine.memory_bytes]
 
 
 def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
