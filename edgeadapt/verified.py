@@ -134,26 +134,15 @@ def export_verified(
     if not order:
         raise InputError(plan.reason)
     attempts: list[Attempt] = []
-
-    def measure(candidate: Candidate) -> Check:
-        def keep(artifact: Artifact) -> None:
-            if check is not None:
-                check(artifact)
-            attempts.append(_attempt(artifact.path, candidate, plan, host))
-            log.info("%s", attempts[-1])
-            if attempts[-1].missed:
-                raise _Missed
-
-        return keep
-
     for candidate in order:
         options = onnx or OnnxOptions()
         if candidate.format == "onnx":
             options = for_device(options, profile, candidate.quantization)
+        trial = _Trial(candidate, plan, host, check, attempts)
         try:
             made = export(
                 model, candidate.format, candidate.quantization, out, threads=threads,
-                check=measure(candidate), onnx=options,
+                check=trial, onnx=options,
             )  # fmt: skip
         except _Missed:
             continue
@@ -161,6 +150,27 @@ def export_verified(
         write_json(record_file, done.record(), overwrite=False)
         return done
     raise _nothing_keeps(plan, attempts)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A `check` for `export`: adds an attempt, and stops the export where it missed a budget."""
+
+    candidate: Candidate
+    plan: Plan
+    host: str
+    first: Check | None
+    """Has to be content before anything is measured."""
+    attempts: list[Attempt]
+
+    def __call__(self, artifact: Artifact) -> None:
+        if self.first is not None:
+            self.first(artifact)
+        attempt = _attempt(artifact.path, self.candidate, self.plan, self.host)
+        self.attempts.append(attempt)
+        log.info("%s", attempt)
+        if attempt.missed:
+            raise _Missed
 
 
 def _nothing_keeps(plan: Plan, attempts: Sequence[Attempt]) -> GateFailure:
