@@ -6,7 +6,6 @@ source is the archive that llama-cpp-python is built from.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -15,8 +14,8 @@ from pathlib import Path
 from edgeadapt.console import log
 from edgeadapt.errors import MissingSetupError
 from edgeadapt.files import atomic_folder, cache_dir, sha256_file, sha256_json
-from edgeadapt.setup import build
 from edgeadapt.setup.llama_cpp import VERSION
+from edgeadapt.setup.workshop import workshop
 
 BUILDS = ("armv8-a", "armv8.2-a+dotprod+fp16")
 """GCC's -march of each program: what a Raspberry Pi 4 runs, and what a Raspberry Pi 5 runs."""
@@ -87,25 +86,20 @@ def _check_tools(*names: str) -> None:
 
 
 def _build(folder: Path) -> None:
-    scratch = cache_dir() / "build" / f"aarch64-{folder.name}"
-    scratch.mkdir(parents=True, exist_ok=True)
     with (
-        build.one_at_a_time(scratch.parent / f"{scratch.name}.lock") as lock,
+        workshop(f"aarch64-{folder.name}", VERSION) as shop,
         as_file(files("edgeadapt.setup.aarch64")) as recipe,
         atomic_folder(folder, overwrite=True) as partial,
     ):
-        source = build.unpacked_source(VERSION, scratch) / "vendor" / "llama.cpp"
         for march in BUILDS:  # in one place: only ggml's kernels are compiled again
             log.info("building llama.cpp for %s", march)
-            _compile(recipe, source, march, scratch, lock)
+            shop.compile(recipe, _options(march), (PROGRAM,), f"llama.cpp for {march}")
             (partial / march).mkdir()
-            shutil.copy2(scratch / "cmake" / PROGRAM, partial / march / PROGRAM)
-    shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copy2(shop.scratch / "cmake" / PROGRAM, partial / march / PROGRAM)
 
 
-def _compile(recipe: Path, source: Path, march: str, scratch: Path, lock: int | None) -> None:
-    options = {
-        "SOURCE": str(source),
+def _options(march: str) -> dict[str, str]:
+    return {
         "CMAKE_SYSTEM_NAME": "Linux",
         "CMAKE_SYSTEM_PROCESSOR": "aarch64",
         "CMAKE_C_COMPILER": "aarch64-linux-gnu-gcc",
@@ -121,10 +115,3 @@ def _compile(recipe: Path, source: Path, march: str, scratch: Path, lock: int | 
             "OFF",
         ),
     }  # fmt: skip
-    made = str(scratch / "cmake")
-    settings = (f"-D{name}={value}" for name, value in options.items())
-    configure = ("cmake", "-G", "Ninja", "-S", str(recipe), "-B", made, *settings)
-    compile = ("cmake", "--build", made, "--parallel", str(build.jobs()), "--target", PROGRAM)
-    log_file = scratch.parent / f"{scratch.name}.log"
-    for command in (configure, compile):
-        build.run_with_progress(command, dict(os.environ), log_file, lock, f"llama.cpp for {march}")

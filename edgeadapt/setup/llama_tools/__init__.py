@@ -7,7 +7,6 @@ libllama and libggml: what computes has the same flags because it is the same fi
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from edgeadapt.console import log
 from edgeadapt.errors import MissingSetupError, RuntimeFailure
 from edgeadapt.files import atomic_folder, cache_dir, sha256_file, sha256_json
 from edgeadapt.setup import build
+from edgeadapt.setup.workshop import workshop
 
 TOOLS = ("llama-bench", "llama-perplexity")
 _SUFFIX = ".exe" if sys.platform == "win32" else ""
@@ -111,37 +111,20 @@ def _folder(library: Path) -> Path:
 
 def _build(library: Path, folder: Path) -> None:
     build.check_compilers()
-    cmake = shutil.which("cmake")
-    if cmake is None:
+    if shutil.which("cmake") is None:
         raise MissingSetupError("cmake is not there; type: pip install cmake ninja")
-    scratch = cache_dir() / "build" / f"tools-{folder.name}"
-    scratch.mkdir(parents=True, exist_ok=True)
     with (
-        build.one_at_a_time(scratch.parent / f"{scratch.name}.lock") as lock,
+        workshop(f"tools-{folder.name}", version("llama-cpp-python")) as shop,
         as_file(files("edgeadapt.setup.llama_tools") / "CMakeLists.txt") as recipe,
         atomic_folder(folder, overwrite=True) as partial,
     ):
-        source = build.unpacked_source(version("llama-cpp-python"), scratch)
         log.info("building %s", " and ".join(TOOLS))
-        _compile(cmake, recipe.parent, source, library, scratch, lock)
-        for path in _programs(scratch / "bin").values():
+        made = shop.scratch / "bin"
+        options = {
+            "llama_DIR": str(library / "cmake" / "llama"),
+            "CMAKE_RUNTIME_OUTPUT_DIRECTORY": str(made),
+            "CMAKE_BUILD_RPATH": str(library),
+        }
+        shop.compile(recipe.parent, options, TOOLS, "llama.cpp's programs")
+        for path in _programs(made).values():
             shutil.copy2(path, partial / path.name)
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _compile(
-    cmake: str, recipe: Path, source: Path, library: Path, scratch: Path, lock: int | None
-) -> None:
-    options = {
-        "SOURCE": str(source / "vendor" / "llama.cpp"),
-        "llama_DIR": str(library / "cmake" / "llama"),
-        "CMAKE_RUNTIME_OUTPUT_DIRECTORY": str(scratch / "bin"),
-        "CMAKE_BUILD_RPATH": str(library),
-    }
-    made = str(scratch / "cmake")
-    ninja = ("-G", "Ninja") if shutil.which("ninja") else ()
-    configure = (cmake, *ninja, "-S", str(recipe), "-B", made)
-    compile = (cmake, "--build", made, "--parallel", str(build.jobs()), "--target", *TOOLS)
-    log_file = scratch.parent / f"{scratch.name}.log"
-    for command in ((*configure, *(f"-D{k}={v}" for k, v in options.items())), compile):
-        build.run_with_progress(command, dict(os.environ), log_file, lock, "llama.cpp's programs")
