@@ -134,7 +134,7 @@ def _memory(
         peak_pss=max((p.pss for p in points if p.pss is not None), default=None),
         at_peak=max(points, key=lambda p: p.rss, default=None),
         phases=phases,
-        source="/proc: smaps_rollup, VmHWM" if points else "psutil rss, sampled",
+        source="/proc: smaps_rollup, status" if points else "psutil rss, sampled",
         samples=len(sampler.points) or len(sampler.rss),
         sample_cost_s=statistics.median(sampler.costs_s) if sampler.costs_s else None,
     )

@@ -94,7 +94,7 @@ class Background(_Model):
 
     others: float | None
     """Share of all cores that everything but the measured process used; our own sampler, which
-    is kept below half a percent of one core, is in it."""
+    is kept below a fifth of a percent of one core, is in it."""
     steal: float | None
     """Share of all cores that the hypervisor gave to other machines."""
     load_average: float | None
@@ -153,7 +153,7 @@ class Memory(_Model):
     source: str
     samples: int
     sample_cost_s: float | None
-    """What reading one sample took, the median; sampling takes at most 0.5% of the time."""
+    """What reading one sample took, the median; sampling takes at most 0.2% of the time."""
 
 
 class Energy(_Model):

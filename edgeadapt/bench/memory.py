@@ -1,7 +1,9 @@
 """Memory of a process, split into its own and file-backed pages.
 
 On Linux from /proc/<pid>/smaps_rollup and /proc/<pid>/status, described in the kernel's
-Documentation/filesystems/proc.rst; elsewhere only the resident set that psutil gives.
+Documentation/filesystems/proc.rst; elsewhere only the resident set that psutil gives. The first
+walks the page table and takes milliseconds for a mapped model, in which one thread of the measured
+process does not run and the others wait for it; the second reads counters. Only the first has PSS.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 _INTERVAL_S = 0.1
-_MOST_SHARE = 0.005
-"""Reading smaps_rollup walks the page table: the more is mapped, the rarer it is read."""
+_MOST_SHARE = 0.001
+"""Of one core, for either file: what takes longer to read is read more rarely."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class MemoryPoint:
     file_backed: int
     """Memory-mapped weights and libraries: the system can drop and read them again."""
     pss: int | None
-    """Shared pages divided by the number of processes that share them."""
+    """Shared pages divided by the number of processes that share them; null where it was not
+    read."""
 
     @property
     def rss(self) -> int:
@@ -65,10 +68,22 @@ def memory_point(pid: int | str) -> MemoryPoint | None:
 
 def high_water(pid: int | str) -> int | None:
     """The kernel's record of the most resident memory of a process (VmHWM), in bytes."""
+    return _status(pid).get("VmHWM")
+
+
+def _status(pid: int | str) -> dict[str, int]:
     try:
-        return _kib_fields(Path(f"/proc/{pid}/status").read_text()).get("VmHWM")
+        return _kib_fields(Path(f"/proc/{pid}/status").read_text())
     except OSError:
+        return {}
+
+
+def _counted(fields: dict[str, int]) -> MemoryPoint | None:
+    """As `memory_point`, from the kernel's counters and without PSS."""
+    if "RssAnon" not in fields:  # ended
         return None
+    file_backed = fields["RssFile"] + fields["RssShmem"]
+    return MemoryPoint(anonymous=fields["RssAnon"], file_backed=file_backed, pss=None)
 
 
 class Sampler:
@@ -103,21 +118,28 @@ class Sampler:
             self._thread.join()
 
     def _watch(self, pid: int) -> None:
-        wait = 0.0
+        wait, walk_at = 0.0, 0.0
         while not self._stop.wait(wait):
             start = time.perf_counter()
+            if start >= walk_at:
+                self._add(memory_point(pid))
+                walk_at = start + (time.perf_counter() - start) / _MOST_SHARE
+            looked = time.perf_counter()
             self._look(pid)
-            cost = time.perf_counter() - start
+            cost = time.perf_counter() - looked
             self.costs_s.append(cost)
             wait = max(_INTERVAL_S, cost / _MOST_SHARE)
 
-    def _look(self, pid: int) -> None:
-        point, mark = memory_point(pid), high_water(pid)
+    def _add(self, point: MemoryPoint | None) -> None:
         if point is not None:
             self.points.append(point)
-        if mark is not None:
-            self.high_water.append(mark)
-        if point is None and mark is None and (rss := _psutil_rss(pid)) is not None:
+
+    def _look(self, pid: int) -> None:
+        fields = _status(pid)
+        self._add(_counted(fields))
+        if "VmHWM" in fields:
+            self.high_water.append(fields["VmHWM"])
+        elif not fields and (rss := _psutil_rss(pid)) is not None:
             self.rss.append(rss)
 
 
