@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from edgeadapt.console import Advance
 from edgeadapt.data.encode import Encoded
 from edgeadapt.training.checkpoints import WorkFolder
-from edgeadapt.training.score import only_predicting
+from edgeadapt.training.score import only_predicting, predicting
 from edgeadapt.training.settings import TrainSettings
 
 _NOT_SCORED = -100
@@ -53,7 +53,7 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         """
         labels = inputs["labels"]
         scored = labels != _NOT_SCORED
-        with only_predicting(self.accelerator.unwrap_model(model), scored):
+        with only_predicting(self.accelerator.unwrap_model(model)), predicting(scored):
             outputs = model(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ _BATCH_TOKENS = 512
 _BATCH_SCORED = 128
 """Scored tokens in a batch; their logits take this times the vocabulary times 4 bytes. Buffers of
 100 MB and more are given back to the system after each use and cost as much as the arithmetic."""
+
+_wanted: contextvars.ContextVar[Any] = contextvars.ContextVar("_wanted", default=None)
+"""The scored positions of the batch that this thread runs."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,12 @@ def score_model(model: Any, encoded: Sequence[Encoded], *, title: str = "held-ou
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad(), progress(title, len(encoded)) as advance:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            only_predicting(model),
+            progress(title, len(encoded)) as advance,
+        ):
             for batch in batches(encoded):
                 logits, targets = batch_logits(model, batch)
                 losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -90,8 +99,10 @@ def batches(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
 def batch_logits(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
     """What a model predicts for the scored tokens of a batch, and the tokens themselves.
 
+    Several threads may run batches of one model at a time.
+
     Args:
-        model: a transformers model, or a PEFT model around one.
+        model: a transformers model, or a PEFT model around one, within `only_predicting`.
         batch: examples, the longest first.
 
     Returns:
@@ -110,23 +121,25 @@ def batch_logits(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
         mask[row, :length] = 1
         scored[row, :length] = torch.tensor(example.scored)
     ids, mask, scored = ids.to(device), mask.to(device), scored.to(device)
-    with only_predicting(model, scored):
+    with predicting(scored):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return logits[0].float(), ids[scored]
 
 
 @contextlib.contextmanager
-def only_predicting(model: Any, scored: Any) -> Iterator[None]:
-    """Let the output layer work on the positions before scored tokens: logits (1, scored, vocab).
+def only_predicting(model: Any) -> Iterator[None]:
+    """Let the output layer of a model heed `predicting`.
 
     Most positions are not scored, and the output layer is a third of a small model.
 
     Args:
         model: a transformers model, or a PEFT model around one.
-        scored: boolean, shape (batch, tokens): which tokens are predicted and scored.
     """
 
-    def select(_module: Any, hidden: tuple[Any, ...]) -> tuple[Any, ...]:
+    def select(_module: Any, hidden: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        scored = _wanted.get()
+        if scored is None:
+            return None
         return (hidden[0][:, :-1][scored[:, 1:]][None], *hidden[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
@@ -134,3 +147,17 @@ def only_predicting(model: Any, scored: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def predicting(scored: Any) -> Iterator[None]:
+    """Have this thread's batch answered only before scored tokens: logits (1, scored, vocab).
+
+    Args:
+        scored: boolean, shape (batch, tokens): which tokens are predicted and scored.
+    """
+    token = _wanted.set(scored)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)

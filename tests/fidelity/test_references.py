@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 from edgeadapt.adapters import AdapterChoice
+from edgeadapt.data.encode import Encoded
 from edgeadapt.fidelity import references
 from edgeadapt.fidelity.metrics import log_softmax
-from edgeadapt.fidelity.models import ReferenceModel, reference_models
-from edgeadapt.fidelity.references import find_references, sequence_numbers, targets, text_hash
+from edgeadapt.fidelity.models import ReferenceModel, load, reference_models
+from edgeadapt.fidelity.references import (
+    Reference,
+    find_references,
+    sequence_numbers,
+    targets,
+    text_hash,
+    write_reference,
+)
 from tests.fidelity.conftest import World
 
 
@@ -44,6 +52,26 @@ def test_references_are_what_torch_says(world: World, state: str) -> None:
     nll = -expected[np.arange(len(wanted)), wanted]
     np.testing.assert_allclose(reference.scores.nll, nll, atol=1e-4)
     assert len(sequence_numbers(world.encoded)) == len(wanted)
+
+
+def test_batches_side_by_side_do_not_mix(world: World, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    encoded = [
+        Encoded(random.integers(1, 300, length).tolist(), [False, *(random.random(length - 1) < p)])
+        for length, p in zip(
+            random.integers(150, 400, 24), random.uniform(0.1, 0.9, 24), strict=True
+        )
+    ]
+    model = load(ReferenceModel("base", world.base))
+    found = []
+    for threads in (1, 4):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        write_reference(model, encoded, folder, lambda _: None, threads=threads)
+        found.append(Reference.open(folder))
+    one, four = found
+    np.testing.assert_allclose(four.scores.nll, one.scores.nll, atol=1e-5)
+    np.testing.assert_allclose(four.log_probs, one.log_probs, atol=0.01)
 
 
 def test_the_live_model_of_a_float_base_equals_the_merged_one(
