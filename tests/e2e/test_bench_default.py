@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgeadapt.base_model import default_gguf
+from edgeadapt.bench import pagecache
 from edgeadapt.bench.measurement import Measurement
 from edgeadapt.bench.table import render
 from edgeadapt.jobs import Text, score
@@ -71,6 +76,64 @@ def test_the_peak_is_the_kernels_own_for_that_child(tmp_path: Path) -> None:
     assert memory.at_peak is not None
     assert memory.peak_rss == pytest.approx(kernel, rel=0.03)
     assert memory.at_peak.rss == pytest.approx(kernel, rel=0.03)
+
+
+@pytest.fixture
+def page_cache_limit() -> Iterator[Callable[[int], list[str]]]:
+    """Given a number of bytes, the start of a command line that may hold no more in memory.
+
+    The page cache of what it reads counts, as it does on a board with so much memory.
+    """
+    v1 = Path("/sys/fs/cgroup/memory")
+    group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / f"edgeadapt-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+
+    def limited(size: int) -> list[str]:
+        limit.write_text(str(size))
+        return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+
+    try:
+        if not limit.exists():
+            pytest.skip("the memory controller is not given to this control group")
+        yield limited
+    finally:
+        for _ in range(50):  # until what ran in it has been reaped
+            with contextlib.suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
+
+
+def test_a_file_larger_than_the_page_cache_may_be_is_counted_once(
+    page_cache_limit: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    """Its pages are dropped and read again for every token, and none of them counts twice."""
+    model, out = tmp_path / "model.gguf", tmp_path / "bench.json"
+    options = ("--format", "gguf", "--quant", "F16", "--no-parity", "--out", str(model))
+    edgeadapt("export", "--base", "default", *options)
+    size = model.stat().st_size
+    limit = size - (16 << 20)
+    pagecache.drop([model])  # pages that are there already are charged to whoever read them
+    short = "--prompt-tokens 8 --decode-tokens 4 --repetitions 1 --threads 1 --context 32"
+    command = [sys.executable, "-m", "edgeadapt", "bench", model, *short.split(), "--out", out]
+    done = subprocess.run(
+        [*page_cache_limit(limit), sys.executable, "-c", WAIT4, *command],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    code, kernel = map(int, done.stdout.split())
+    assert code == 0, done.stderr
+    (record,) = json.loads(out.read_text())
+    memory = Measurement.model_validate(record).memory
+    assert memory.peak_rss == pytest.approx(kernel, rel=0.03)
+    floor, loaded = memory.phases["before_load"], memory.phases["loaded"]
+    assert loaded.file_backed - floor.file_backed > size / 3, "it was mapped"
+    assert memory.peak_file_backed < size, "more of it than the page cache may hold"
+    assert memory.peak_rss < limit + floor.file_backed  # libraries, charged to others
 
 
 def test_mapped_weights_are_file_backed_and_counted_once(measured: Measurement) -> None:
