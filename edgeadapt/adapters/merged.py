@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeadapt.adapters import bottleneck
 from edgeadapt.adapters.contents import AdapterContents, LoraKeys, Parts, changes, lora_keys
 from edgeadapt.adapters.patches import (
     AddPatch,
@@ -60,6 +61,8 @@ def merged_source(
     check_changes_weights(spec)
     if spec.peft_type in {"LORA", "IA3"}:
         return MergedSource(base, spec, original=original, weight=weight)
+    if spec.peft_type == bottleneck.PEFT_TYPE:
+        return bottleneck.WiderSource(base, spec, weight=weight)
     from edgeadapt.adapters.via_peft import PeftMergedSource
 
     return PeftMergedSource(base, spec)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from edgeadapt.adapters.bottleneck import WiderSource
 from edgeadapt.adapters.merged import MergedSource, merged_source
 from edgeadapt.adapters.separate import not_plain_lora
 from edgeadapt.adapters.spec import read_spec
@@ -88,13 +89,15 @@ def stacked_source(base: WeightSource, adapters: Sequence[AdapterChoice]) -> Wei
             original=base,
             weight=1.0 if choice.weight is None else choice.weight,
         )
-        assert isinstance(source, MergedSource | PeftMergedSource)
+        assert isinstance(source, MergedSource | PeftMergedSource | WiderSource)
         _check_order(source, changed)
         changed |= dict.fromkeys(source.changed, choice.path.name)
     return source
 
 
-def _check_order(source: MergedSource | PeftMergedSource, changed: dict[str, str]) -> None:
+def _check_order(
+    source: MergedSource | PeftMergedSource | WiderSource, changed: dict[str, str]
+) -> None:
     """A saved copy of a whole tensor would silently undo what earlier adapters did to it."""
     for name in sorted(source.replaced & changed.keys()):
         raise AdapterError(

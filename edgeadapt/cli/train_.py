@@ -10,7 +10,7 @@ import click
 from edgeadapt.cli.common import standard
 from edgeadapt.console import emit, emit_json
 
-_METHODS = ("qlora", "lora", "dora", "rslora", "ia3", "prefix", "full")
+_METHODS = ("qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "full")
 
 
 @click.command(short_help="Train an adapter (QLoRA by default) or the full model.")

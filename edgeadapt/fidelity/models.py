@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeadapt.adapters import AdapterChoice, AdapterGiven, parse_adapters, read_spec
+from edgeadapt.adapters.bottleneck import PEFT_TYPE as BOTTLENECK
 from edgeadapt.adapters.held import HELD_AS
 from edgeadapt.adapters.spec import adapter_identity
 from edgeadapt.adapters.vocabulary import folder_with_texts
@@ -169,6 +170,10 @@ def _load_live(model: ReferenceModel) -> Any:
         )
     base = transformers.AutoModelForCausalLM.from_pretrained(model.base, **options)
     adapter = model.adapters[0].path
+    if read_spec(adapter).peft_type == BOTTLENECK:
+        from edgeadapt.training import bottleneck
+
+        return bottleneck.load(base, model.base, adapter)
     return peft.PeftModel.from_pretrained(base, adapter, local_files_only=True).eval()
 
 

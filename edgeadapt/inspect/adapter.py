@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.adapters import low_rank_updates, merged_source
+from edgeadapt.adapters.bottleneck import PEFT_TYPE as BOTTLENECK
 from edgeadapt.adapters.contents import WHOLE, AdapterContents
 from edgeadapt.adapters.merged import check_changes_weights
 from edgeadapt.adapters.separate import not_plain_lora
@@ -185,7 +186,7 @@ def _separate(
 def _check_mergeable(path: Path) -> None:
     spec = read_spec(path)
     check_changes_weights(spec)
-    if spec.peft_type not in {"LORA", "IA3", *MERGEABLE}:
+    if spec.peft_type not in {"LORA", "IA3", BOTTLENECK, *MERGEABLE}:
         raise UnsupportedError(f"edgeadapt cannot merge {spec.method!r} adapters")
 
 

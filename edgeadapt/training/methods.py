@@ -19,7 +19,14 @@ class Method:
     learning_rate: float
     """Default, for Adam."""
     peft_config: Callable[[TrainSettings], Any] | None
-    """Makes the PEFT config; none where the model itself is trained."""
+    """Makes the PEFT config; none where the model itself is trained, or our own modules in it."""
+    bottleneck: bool = False
+    """Whether a gated bottleneck beside each feed-forward block is trained."""
+
+    @property
+    def frozen_base(self) -> bool:
+        """Whether the base's own weights stay as they are."""
+        return self.bottleneck or self.peft_config is not None
 
 
 def _lora(**extra: Any) -> Callable[[TrainSettings], Any]:
@@ -70,6 +77,13 @@ METHODS: dict[str, Method] = {
     ),
     "rslora": Method(
         "LoRA scaled by alpha / sqrt(r) (arXiv 2312.03732)", False, 1e-4, _lora(use_rslora=True)
+    ),
+    "adapter": Method(
+        "a gated bottleneck beside each feed-forward block, folded into it at export",
+        False,
+        2e-3,
+        None,
+        bottleneck=True,
     ),
     "ia3": Method("scaled activations (arXiv 2205.05638)", False, 5e-3, _ia3),
     "prefix": Method("a trained KV cache prefix (arXiv 2101.00190)", False, 1e-2, _prefix),

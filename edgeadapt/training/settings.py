@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeadapt.errors import InputError
 
-MethodName = Literal["qlora", "lora", "dora", "rslora", "ia3", "prefix", "full"]
+MethodName = Literal["qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "full"]
 
 
 class TrainSettings(BaseModel):
@@ -24,6 +24,10 @@ class TrainSettings(BaseModel):
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="name endings of the layers to adapt; ia3 has its own default"
     )
+    width: int | None = Field(
+        None, ge=1, le=65536,
+        description="of adapter's bottlenecks; by default it fills the padding to a super-block",
+    )  # fmt: skip
     virtual_tokens: int = Field(16, ge=1, le=1024, description="length of a trained prefix")
     learning_rate: float | None = Field(None, gt=0, description="the method's own by default")
     schedule: Literal["linear", "cosine", "constant"] = "linear"

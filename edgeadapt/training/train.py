@@ -171,6 +171,7 @@ class _Run:
             "steps": trainer.state.global_step,
             "learning_rate": self.learning_rate,
             "examples": len(self.encoded),
+            "trained_parameters": _trained_parameters(trainer.model),
             "losses": losses,
             "held_out": {"before": before, "after": after} if before else None,
             "versions": _versions(),
@@ -182,7 +183,7 @@ class _Run:
         transformers = need("transformers", "training")
         cuda = torch.cuda.is_available()
         options: dict[str, Any] = {
-            "dtype": torch.bfloat16 if cuda and self.method.peft_config else torch.float32,
+            "dtype": torch.bfloat16 if cuda and self.method.frozen_base else torch.float32,
             "device_map": {"": 0 if cuda else "cpu"},
             "local_files_only": True,
         }
@@ -223,6 +224,10 @@ class _Run:
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.base, local_files_only=True)
         make = self.method.peft_config
+        if self.method.bottleneck:
+            from edgeadapt.training import bottleneck
+
+            bottleneck.attach(model, self.base, self.settings.width, self.settings.seed)
         try:
             trainer = loop.make_trainer(
                 model, make(self.settings) if make else None, tokenizer, self.encoded,
@@ -254,6 +259,11 @@ class _Run:
             path.chmod(0o666 & ~umask)  # safetensors makes files that nobody else may read
 
     def _write(self, model: Any, config: Any, folder: Path) -> None:
+        if self.method.bottleneck:
+            from edgeadapt.training import bottleneck
+
+            bottleneck.save(model, folder, base=self.base_spec)
+            return
         if self.method.peft_config is None:
             model.config = config
             model.save_pretrained(folder)
@@ -267,6 +277,10 @@ class _Run:
         # Embeddings are never changed here; left to itself PEFT asks a hub whether they were.
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty form for a hub
+
+
+def _trained_parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _versions() -> dict[str, str]:

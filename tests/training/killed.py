@@ -62,27 +62,28 @@ def set_trap(point: str, step: int) -> None:
         train.atomic_folder = killing(train.atomic_folder)
 
 
-def run(base: Path, data: Path, folder: Path, name: str) -> None:
+def run(base: Path, data: Path, folder: Path, name: str, method: str) -> None:
+    settings = SETTINGS.model_copy(update={"method": method})
     train.train(
-        base, data, data, SETTINGS, folder / name, base_spec="tiny", work=folder / f"{name}-work"
+        base, data, data, settings, folder / name, base_spec="tiny", work=folder / f"{name}-work"
     )
 
 
-def main(base: Path, data: Path, folder: Path) -> None:
+def main(base: Path, data: Path, folder: Path, method: str) -> None:
     assert loop.Trainer  # imported before the forks
     console.set_verbosity(0)
     for point, step in [*POINTS, ("", 0)]:
         child = os.fork()
         if child == 0:
             set_trap(point, step)
-            run(base, data, folder, "killed")
+            run(base, data, folder, "killed", method)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         expected = -signal.SIGKILL if point else 0
         assert os.waitstatus_to_exitcode(status) == expected, (point, step, status)
         assert point == "" or not (folder / "killed").exists()
-    run(base, data, folder, "undisturbed")
+    run(base, data, folder, "undisturbed", method)
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:]))
+    main(*map(Path, sys.argv[1:4]), method=sys.argv[4])

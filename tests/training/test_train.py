@@ -23,6 +23,7 @@ from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
 from edgeadapt.files import sha256_tree
 from edgeadapt.safetensors_io import SafetensorsFile
 from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.training import bottleneck
 from edgeadapt.training.methods import METHODS
 from edgeadapt.training.score import score_model
 from edgeadapt.training.settings import TrainSettings
@@ -35,6 +36,8 @@ def load_trained(base: Path, out: Path, method: str):
     if method == "full":
         return transformers.AutoModelForCausalLM.from_pretrained(out)
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    if method == "adapter":
+        return bottleneck.load(model, base, out)
     return peft.PeftModel.from_pretrained(model, out)
 
 
@@ -65,16 +68,18 @@ def test_each_method_learns_and_leaves_a_loadable_folder(base, data, tmp_path, m
         encoded = encode_dataset(data, ModelTokenizer.from_folder(base), 512)
         score = score_model(load_trained(base, out, method), encoded)
         assert score.nll == pytest.approx(record["held_out"]["after"]["nll"], rel=1e-5)
-    if method in ("qlora", "lora", "dora", "rslora", "ia3"):
+    if method in ("qlora", "lora", "dora", "rslora", "adapter", "ia3"):
         spec = read_spec(out)
         assert spec.method == {"qlora": "lora"}.get(method, method)
         assert spec.base_model == "tiny"
         assert spec.record["base_hash"] == base_hash(base)
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path):
+@pytest.mark.parametrize("method", ["lora", pytest.param("adapter", marks=pytest.mark.e2e)])
+def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path, method):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    script = [sys.executable, "-m", "tests.training.killed", str(base), str(data), str(tmp_path)]
+    arguments = map(str, (base, data, tmp_path, method))
+    script = [sys.executable, "-m", "tests.training.killed", *arguments]
     done = subprocess.run(
         script, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2]
     )
@@ -109,6 +114,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path):
     for name, tensor in expected.items():
         assert abs(ours[name] - tensor).max() <= 1e-6, name
     assert killed.SETTINGS.dropout > 0  # or the random state would not be tested
+
+
+def test_a_bottleneck_trains_the_same_with_less_memory(base, data, tmp_path):
+    losses = []
+    for name, saving in (("a", False), ("b", True)):
+        settings = TrainSettings(
+            method="adapter", max_steps=3, width=8, gradient_checkpointing=saving
+        )
+        losses.append(train(base, data, None, settings, tmp_path / name, base_spec="t").record)
+    assert losses[0]["losses"] == pytest.approx(losses[1]["losses"], rel=1e-5)
+    assert losses[0]["losses"][-1] < losses[0]["losses"][0]
+    assert losses[0]["trained_parameters"] == 3 * 64 * 8 * 2
 
 
 def test_other_inputs_start_afresh(base, data, tmp_path):
