@@ -134,8 +134,8 @@ class Session(abc.ABC):
         """
         if path is not None:
             raise UnsupportedError(
-                f"this runtime cannot use the adapter {path}; ONNX runtimes load .onnx_adapter "
-                "files beside a graph exported with --adapter-mode separate"
+                f"this runtime cannot use the adapter {path}; llama.cpp loads GGUF files, and ONNX "
+                "runtimes .onnx_adapter files, made with edgeadapt export --adapter-mode separate"
             )
         self.reset()
 

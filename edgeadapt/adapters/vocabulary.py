@@ -50,8 +50,17 @@ def brings_texts(base: Path | None, adapter: Path) -> bool:
     template = _template(adapter)
     if template is not None and template != _template(base):
         return True
-    same_bytes = filecmp.cmp(base / TOKENIZER, adapter / TOKENIZER, shallow=False)
-    return not same_bytes and _vocabulary(base) != _vocabulary(adapter)
+    return not same_vocabulary(base, adapter)
+
+
+def same_vocabulary(one: Path, other: Path) -> bool:
+    """Whether the tokenizers in two folders give every token the same number.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    same_bytes = filecmp.cmp(one / TOKENIZER, other / TOKENIZER, shallow=False)
+    return same_bytes or _vocabulary(one) == _vocabulary(other)
 
 
 def _vocabulary(folder: Path) -> Any:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @provider_option
 @click.option(
     "--adapter", type=click.Path(path_type=Path),
-    help="With this adapter active: an .onnx_adapter file, or for torch a PEFT folder.",
+    help="With this adapter active: a .gguf or .onnx_adapter file, or for torch a PEFT folder.",
 )  # fmt: skip
 @click.option("--cold", is_flag=True, help="Drop the artifact from the page cache before loading.")
 @click.option(

@@ -27,7 +27,7 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
 @click.option("--runtime", metavar="NAME", help="Default: the preferred one for the format.")
 @click.option(
     "--adapter", type=click.Path(path_type=Path),
-    help="With this adapter active: an .onnx_adapter file, or for torch a PEFT folder.",
+    help="With this adapter active: a .gguf or .onnx_adapter file, or for torch a PEFT folder.",
 )  # fmt: skip
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
 @click.option("--prompt", metavar="TEXT", help="Ask this, print the answer and leave.")

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     help="With --base: the adapter in them; repeatable, and weighted as in export.",
 )  # fmt: skip
 @click.option(
+    "--beside", metavar="FILE", type=Path,
+    help="An adapter's .gguf or .onnx_adapter file that runs beside each ARTIFACT.",
+)  # fmt: skip
+@click.option(
     "--merge-onto", type=click.Choice(["original", "quantized"]),
     help="What the adapter in them was merged onto. Default: as in the run, else original.",
 )  # fmt: skip
@@ -66,6 +70,7 @@ def command(
     reference: Path | None,
     base: str | None,
     adapter: tuple[str, ...],
+    beside: Path | None,
     merge_onto: MergeBase | None,
     trained_on: str | None,
     data: str | None,
@@ -112,7 +117,7 @@ def command(
         gates=change_gates(subject.gates, parse_assignments(gates, option="--gate")),
     )
     asked = _task(task, task_data, task_examples, task_tokens, subject)
-    settings = Settings(runtime, threads, timeout, window, not no_quantized_base, devices)
+    settings = Settings(runtime, threads, timeout, window, not no_quantized_base, devices, beside)
     document = evaluate_artifacts(artifacts, subject, settings, asked)
     if as_json:
         emit_json(document)

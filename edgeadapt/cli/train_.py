@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from edgeadapt.cli.common import standard
-from edgeadapt.console import emit, emit_json
+from edgeadapt.console import emit, emit_json, log
+from edgeadapt.errors import InputError
 
 _METHODS = ("qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "full")
 
@@ -39,6 +40,15 @@ _METHODS = ("qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "full
     show_default=True,
     help="What to train.",
 )
+@click.option(
+    "--teacher", metavar="M",
+    help="Learn this model's predictions (KL divergence) instead of the data's answers: "
+    "distillation, or recovery of a quantized base.",
+)  # fmt: skip
+@click.option(
+    "--teacher-adapter", metavar="DIR", type=click.Path(path_type=Path),
+    help="With --teacher: an adapter merged into it.",
+)  # fmt: skip
 @click.option("--max-steps", type=int, metavar="N", help="Optimizer steps; wins over --epochs.")
 @click.option("--epochs", type=float, help="Passes over the data.  [default: 1]")
 @click.option("--batch-size", type=int, help="Examples in a batch.  [default: 4]")
@@ -75,6 +85,8 @@ def command(
     revision: str | None,
     data: str,
     held_out: str | None,
+    teacher: str | None,
+    teacher_adapter: Path | None,
     out: Path,
     work: Path | None,
     other: tuple[str, ...],
@@ -88,12 +100,18 @@ def command(
     PEFT adapter (for 'full', a plain model folder) with its history in
     edgeadapt.json.
 
+    A GGUF file as the base is trained on as its quantized weights are: what is
+    then shipped beside it, with export --adapter-mode separate, loses nothing.
+
     \b
-    Example:
-      edgeadapt train --base default --data python-docs --out adapter
+    edgeadapt train --base default --data python-docs --out adapter
+    edgeadapt train --base m.Q2_K.gguf --teacher default \\
+        --data chats.jsonl --method lora --out recovery
     """
     from edgeadapt.base_model import resolve_base
     from edgeadapt.data.source import resolve_data
+    from edgeadapt.export import open_model
+    from edgeadapt.training.methods import METHODS
     from edgeadapt.training.settings import parse_assignments, train_settings
     from edgeadapt.training.train import train
 
@@ -104,7 +122,17 @@ def command(
         path, its_held_out = resolve_data(held_out)
         own_held_out = its_held_out or path
     folder = resolve_base(base, revision=revision)
-    result = train(folder, train_data, own_held_out, settings, out, base_spec=base, work=work)
+    if METHODS[settings.method].nf4_base and base.endswith(".gguf"):
+        log.warning(
+            "%s is quantized already, and qlora quantizes it once more while training; --method "
+            "lora trains on exactly its weights", base,
+        )  # fmt: skip
+    if teacher_adapter is not None and teacher is None:
+        raise InputError("--teacher-adapter needs --teacher: the model that it belongs to")
+    result = train(
+        folder, train_data, own_held_out, settings, out, base_spec=base, work=work,
+        teacher=open_model(teacher, teacher_adapter) if teacher is not None else None,
+    )  # fmt: skip
     if as_json:
         emit_json({"path": str(result.path)} | result.record)
         return

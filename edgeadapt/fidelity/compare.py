@@ -34,6 +34,8 @@ class Engine:
     """By default the preferred one for the artifact's format."""
     threads: int | None = None
     timeout_s: float | None = None
+    adapter: Path | None = None
+    """What runs beside the artifact, in the engine's own format."""
 
 
 def compare(
@@ -60,7 +62,9 @@ def compare(
         RuntimeFailure: the child died, timed out or failed.
     """
     with tempfile.TemporaryDirectory(prefix="edgeadapt-compare-") as folder:
-        payload = artifact_payload(path, runtime=engine.runtime, threads=engine.threads) | {
+        payload = artifact_payload(
+            path, engine.adapter, runtime=engine.runtime, threads=engine.threads
+        ) | {
             "sequences": [{"ids": e.ids, "counts": e.scored} for e in encoded],
             "reference": str(reference.folder),
             "base": base and str(base.folder),

@@ -127,6 +127,7 @@ def evaluate(
     task: Task | None = None,
     with_quantized_base: bool = True,
     others: Sequence[str] = (),
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     """All figures of an artifact on a runtime: `fidelity`, `bits`, `retention` and `task`.
 
@@ -141,13 +142,15 @@ def evaluate(
         task: the user's own measure, if there is one.
         with_quantized_base: also quantize and run the plain base, to tell what the bits cost.
         others: runtimes that the artifact will be measured on later, to save work then.
+        adapter: what runs beside the artifact, in the engine's own format.
 
     Raises:
         InputError: the artifact cannot be opened.
         RuntimeFailure: the engine failed.
     """
-    engine = Engine(runtime, threads, timeout_s)
-    label = f"{artifact.quantization} on {runtime}"
+    engine = Engine(runtime, threads, timeout_s, adapter)
+    beside = f" and {adapter.name}" if adapter else ""
+    label = f"{artifact.quantization}{beside} on {runtime}"
     base = yardstick.references["base"] if yardstick.adapted else None
     divergence = compare(
         artifact.path, yardstick.encoded, yardstick.reference, base, engine=engine, title=label

@@ -64,6 +64,8 @@ def quantized_base(
 ) -> TokenDivergence | None:
     """Export the base as the artifact was, compare it, and remember the figures in the cache.
 
+    An artifact that has its adapter beside it is the quantized base already.
+
     An importance matrix is left out: it was measured on the merged model.
 
     Args:
@@ -83,6 +85,10 @@ def quantized_base(
     if stored_as(artifact) in FLOAT or artifact.format == "hf":
         return None
     encoded = _beginning(encoded)
+    if engine.adapter is not None:  # then the artifact is the quantized base itself
+        alone = replace(engine, adapter=None)
+        title = f"{artifact.quantization} without the adapter"
+        return compare(artifact.path, encoded, reference, base, engine=alone, title=title)
     options = _options(artifact)
     runtime = engine.runtime or preferred_runtime(artifact.format)
     stored = {

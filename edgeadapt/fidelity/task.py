@@ -107,6 +107,7 @@ def measure_task(
                 path,
                 [_conversation(example) for example in examples],
                 max_tokens=task.max_tokens,
+                adapter=engine.adapter,
                 runtime=engine.runtime,
                 threads=engine.threads,
                 timeout_s=engine.timeout_s,
@@ -174,8 +175,8 @@ def _choose(
             sequences.append(Scored(encoded.ids, encoded.scored))
     with progress(title, len(sequences), "choices") as advance:
         scored = score(
-            path, sequences, runtime=engine.runtime, threads=engine.threads,
-            timeout_s=engine.timeout_s, on_progress=advance,
+            path, sequences, adapter=engine.adapter, runtime=engine.runtime,
+            threads=engine.threads, timeout_s=engine.timeout_s, on_progress=advance,
         )  # fmt: skip
     values, start = [], 0
     for example in examples:

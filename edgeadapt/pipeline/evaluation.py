@@ -76,6 +76,8 @@ class Settings:
     """Tokens in a window of a .txt file."""
     quantized_base: bool = True
     devices: tuple[str, ...] = ()
+    beside: Path | None = None
+    """An adapter in the runtime's own format, to run beside each artifact."""
 
 
 def subject_of_run(run: Path) -> Subject:
@@ -153,13 +155,15 @@ def yardstick_of(subject: Subject, settings: Settings) -> Yardstick:
     return prepare(models, encoded, threads=settings.threads)
 
 
-def _open_merged(path: Path) -> Artifact:
+def _open(path: Path, beside: Path | None) -> Artifact:
     artifact = open_artifact(path)
-    if artifact.lineage.get("mode") == "separate":
+    if beside is None and artifact.lineage.get("mode") == "separate":
         raise InputError(
-            f"{path} was exported with --adapter-mode separate, and evaluate measures merged "
-            "artifacts; export it with --adapter-mode merged"
+            f"{path} was exported with --adapter-mode separate; give the base's artifact, and the "
+            "adapter's file with --beside"
         )
+    if beside is not None and not beside.is_file():
+        raise InputError(f"{beside} does not exist; expected an adapter's file for --beside")
     return artifact
 
 
@@ -187,7 +191,7 @@ def evaluate_artifacts(
         raise InputError("the gate min_task_metric needs a task to measure; give --task")
     if task is not None:
         check_task(task)
-    artifacts = [_open_merged(path) for path in paths]
+    artifacts = [_open(path, settings.beside) for path in paths]
     plans = [(artifact, _runtimes(artifact, settings.runtime)) for artifact in artifacts]
     source = open_model(str(subject.trained or subject.base)).source
     yardstick = yardstick_of(subject, settings)
@@ -203,6 +207,7 @@ def evaluate_artifacts(
                 artifact, runtime, yardstick, threads=settings.threads,
                 timeout_s=settings.timeout_s, task=task,
                 with_quantized_base=settings.quantized_base, others=runtimes,
+                adapter=settings.beside,
             )  # fmt: skip
             entry["fidelity"][runtime] = judged_record(
                 artifact, figures, subject.gates, source, entry["devices"],

@@ -30,9 +30,10 @@ _NOT_SCORED = -100
 class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
     """SFTTrainer that notes the examples of each step."""
 
-    def __init__(self, *, work: WorkFolder, **arguments: Any) -> None:
+    def __init__(self, *, work: WorkFolder, teacher: Any | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._work = work
+        self._teacher = teacher
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +49,8 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean negative log-likelihood of the scored tokens, in nats.
+        """Mean over the scored tokens, in nats: their negative log-likelihood, or the divergence
+        D(teacher || model) of what is predicted there.
 
         TRL's own puts every position through the output layer, and takes entropies of all.
         """
@@ -60,9 +62,11 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
                 attention_mask=inputs["attention_mask"],
                 use_cache=False,
             )
-        losses = torch.nn.functional.cross_entropy(
-            outputs.logits[0].float(), labels[scored], reduction="sum"
-        )
+        logits = outputs.logits[0].float()
+        if self._teacher is None:
+            losses = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
+        else:
+            losses = _divergence(self._teacher, logits, inputs, scored)
         loss = losses / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -88,6 +92,24 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         self.state = transformers.TrainerState.load_from_json(
             str(checkpoint / "trainer_state.json")
         )
+
+
+def _divergence(teacher: Any, logits: Any, inputs: Any, scored: Any) -> Any:
+    """D(teacher || model), summed over the scored tokens.
+
+    A vocabulary that one of the two pads is cut to the other's.
+    """
+    with torch.no_grad(), only_predicting(teacher), predicting(scored):
+        taught = teacher(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+        ).logits[0]
+    width = min(logits.shape[1], taught.shape[1])
+    return torch.nn.functional.kl_div(
+        logits[:, :width].log_softmax(-1), taught[:, :width].float().log_softmax(-1),
+        reduction="sum", log_target=True,
+    )  # fmt: skip
 
 
 class _Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
@@ -130,6 +152,7 @@ def make_trainer(
     max_steps: int,
     learning_rate: float,
     work: WorkFolder,
+    teacher: Any | None = None,
 ) -> Trainer:
     """Set up a run; the adapter is made here, from the seed."""
     rows = {
@@ -146,6 +169,7 @@ def make_trainer(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     trainer = Trainer(
         work=work,
+        teacher=teacher,
         model=model,
         peft_config=peft_config,
         args=_arguments(settings, max_steps, learning_rate, work.path),

@@ -20,6 +20,7 @@ from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded, encode_dataset
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
+from edgeadapt.export import ModelToExport
 from edgeadapt.extras import need, need_torch_sharing_cores
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import atomic_folder, write_json
@@ -34,6 +35,7 @@ from edgeadapt.training.quantization import (
 )
 from edgeadapt.training.score import Score, score_model
 from edgeadapt.training.settings import TrainSettings
+from edgeadapt.training.teacher import check_teacher, load_teacher, taught_by
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
@@ -57,6 +59,7 @@ def train(
     *,
     base_spec: str,
     work: Path | None = None,
+    teacher: ModelToExport | None = None,
 ) -> TrainResult:
     """Train on a dataset and write a plain PEFT adapter folder (a model folder for `full`).
 
@@ -72,9 +75,11 @@ def train(
         base_spec: what the user calls the base; written into the adapter's config.
         work: folder for checkpoints, kept; by default a hidden sibling of `out`, removed at the
             end.
+        teacher: a model whose predictions are learned in place of the data's own answers.
 
     Raises:
-        InputError: the data cannot be used, `out` exists, or `work` holds something else.
+        InputError: the teacher reads text as other tokens, the data cannot be used, `out` exists,
+            or `work` holds something else.
         UnsupportedError: the method cannot be applied to this model.
         RuntimeFailure: training diverged.
         MissingExtraError: a library for training is not installed.
@@ -82,12 +87,16 @@ def train(
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out, or remove it first")
     tokenizer = ModelTokenizer.from_folder(base)
+    if teacher is not None:
+        check_teacher(base, teacher.folder)
     encoded = encode_dataset(train_data, tokenizer, settings.max_tokens)
     held_out = heldout_data and held_out_text(
         heldout_data, tokenizer, limit=settings.held_out_examples,
         max_tokens=settings.max_tokens, window=settings.max_tokens,
     )  # fmt: skip
-    run = _Run(base, base_spec, settings, METHODS[settings.method], encoded, held_out or [])
+    run = _Run(
+        base, base_spec, settings, METHODS[settings.method], encoded, held_out or [], teacher
+    )
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")
     place = work or out.with_name(f".{out.name}.work")
@@ -118,6 +127,7 @@ class _Run:
     method: Method
     encoded: list[Encoded]
     held_out: list[Encoded]
+    teacher: ModelToExport | None = None
 
     @property
     def max_steps(self) -> int:
@@ -143,7 +153,7 @@ class _Run:
             "held_out_hash": heldout_data and data_hash(heldout_data),
             "method": self.settings.method,
             "settings": self.settings.model_dump(mode="json"),
-        }
+        } | ({"teacher": taught_by(self.teacher)} if self.teacher else {})
 
     def execute(self, work: WorkFolder) -> dict[str, Any]:
         """Score, train, score; leave the adapter or model in `work/result`."""
@@ -232,7 +242,7 @@ class _Run:
             trainer = loop.make_trainer(
                 model, make(self.settings) if make else None, tokenizer, self.encoded,
                 self.settings, max_steps=self.max_steps, learning_rate=self.learning_rate,
-                work=work,
+                work=work, teacher=self.teacher and load_teacher(self.teacher, model.device),
             )  # fmt: skip
         except ValueError as error:  # what PEFT and TRL raise for models they cannot adapt
             raise UnsupportedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,28 @@ class LlamaCppSession(Session):
         # Only the bookkeeping: clearing the buffers too would touch all of the KV cache.
         self._lib.llama_memory_clear(self._memory, False)
         self.position = 0
+
+    def use_adapter(self, path: Path | None) -> None:
+        """Switch to a LoRA in a GGUF file; see `Session.use_adapter`.
+
+        Raises:
+            InputError: llama.cpp refuses the file.
+        """
+        loaded = []
+        if path is not None:
+            library.clear_errors()
+            found = self._lib.llama_adapter_lora_init(self._model, str(path).encode())
+            if not found:
+                raise InputError(
+                    f"llama.cpp cannot use the adapter {path} with this model: "
+                    f"{library.complaint()}; make one with edgeadapt export --adapter-mode separate"
+                )
+            loaded.append(found)
+        adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(*loaded)
+        scales = (ctypes.c_float * 1)(1.0)
+        # The model frees what was loaded into it.
+        self._lib.llama_set_adapters_lora(self._context, adapters, len(loaded), scales)
+        self.reset()
 
     def build_info(self) -> dict[str, str]:
         """Versions of the package and the library, and the features it was compiled with."""

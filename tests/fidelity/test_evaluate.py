@@ -15,7 +15,7 @@ from edgeadapt.adapters import AdapterChoice
 from edgeadapt.artifact import Artifact
 from edgeadapt.cli import cli
 from edgeadapt.data.encode import Encoded
-from edgeadapt.export import export, open_model
+from edgeadapt.export import export, export_adapter, open_model
 from edgeadapt.fidelity.bits import TOLERATED
 from edgeadapt.fidelity.evaluate import evaluate, prepare
 from edgeadapt.fidelity.gates import Gates, judge, verdict_record
@@ -123,6 +123,35 @@ def test_several_adapters_are_one_reference(
     assert figures["fidelity"]["mean_kl"]["value"] < 1e-4
     one = evaluate(made, "llama-cpp", world.yardstick, threads=1)
     assert one["fidelity"]["mean_kl"]["value"] > 1e-2
+
+
+def test_an_adapter_beside_its_base_is_judged_with_it(world: World, tmp_path: Path) -> None:
+    base = world.artifact("beside-base", "Q8_0", None)
+    beside = export_adapter(
+        str(world.base), [str(world.adapter)], "gguf", "F32", tmp_path / "a.gguf"
+    ).path
+    subject = ("--base", world.base, "--adapter", world.adapter, "--data", world.data)
+    arguments = ["evaluate", base.path, *subject, "--json", "--gate", "parity=false", "-q"]
+    found = {}
+    for name, more in (("with", ("--beside", beside)), ("without", ())):
+        result = CliRunner().invoke(cli, [str(a) for a in (*arguments, *more)])
+        assert result.stdout, result.stderr
+        (entry,) = json.loads(result.stdout)["artifacts"]
+        found[name] = result.exit_code, entry["fidelity"]["llama-cpp"]
+    code, figures = found["with"]
+    assert code == 0
+    assert figures["retention"]["kl"]["float_base"]["value"] > 0.98
+    assert figures["bits"]["kl"]["value"] == pytest.approx(
+        figures["fidelity"]["mean_kl"]["value"], rel=0.3
+    )
+    code, figures = found["without"]
+    assert code == 1
+    assert "min_retention" in figures["failed_gates"]
+    missing = CliRunner().invoke(
+        cli, [*map(str, arguments), "--beside", str(tmp_path / "none.gguf")]
+    )
+    assert missing.exit_code == 2
+    assert "none.gguf does not exist" in missing.stderr
 
 
 def test_tokens_that_the_base_lacks_are_nothing_to_it(world: World) -> None:

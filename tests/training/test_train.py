@@ -20,6 +20,7 @@ from edgeadapt.cli import cli
 from edgeadapt.data.encode import encode_dataset
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
+from edgeadapt.export import open_model
 from edgeadapt.files import sha256_tree
 from edgeadapt.safetensors_io import SafetensorsFile
 from edgeadapt.tokenizer import ModelTokenizer
@@ -28,6 +29,7 @@ from edgeadapt.training.methods import METHODS
 from edgeadapt.training.score import score_model
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.train import train
+from tests.tiny import save_llama
 from tests.training import killed
 from tests.training.conftest import write_questions
 
@@ -126,6 +128,45 @@ def test_a_bottleneck_trains_the_same_with_less_memory(base, data, tmp_path):
     assert losses[0]["losses"] == pytest.approx(losses[1]["losses"], rel=1e-5)
     assert losses[0]["losses"][-1] < losses[0]["losses"][0]
     assert losses[0]["trained_parameters"] == 3 * 64 * 8 * 2
+
+
+def test_a_teacher_is_learned_in_place_of_the_answers(base, data, tmp_path):
+    other = save_llama(tmp_path / "other", intermediate=128, seed=5)
+    teacher = open_model(str(other))
+    settings = TrainSettings(method="lora", max_steps=12, learning_rate=2e-2)
+    record = train(
+        base, data, data, settings, tmp_path / "out", base_spec="tiny", teacher=teacher
+    ).record
+    assert record["teacher"]["base"]["sha256"] == base_hash(other)
+    encoded = encode_dataset(data, ModelTokenizer.from_folder(base), 512)
+    first = divergence(transformers.AutoModelForCausalLM.from_pretrained(base), other, encoded)
+    after = divergence(load_trained(base, tmp_path / "out", "lora"), other, encoded)
+    assert record["losses"][0] == pytest.approx(first, rel=0.2)  # of one batch
+    assert after < 0.7 * first
+
+
+def divergence(model, teacher, encoded):
+    """D(teacher || model) over the scored tokens, one example at a time, in float64."""
+    taught, total, count = transformers.AutoModelForCausalLM.from_pretrained(teacher), 0.0, 0
+    for example in encoded:
+        ids = torch.tensor([example.ids])
+        at = [i - 1 for i, scored in enumerate(example.scored) if scored]
+        with torch.no_grad():
+            p, q = (
+                m(input_ids=ids).logits[0][at].double().log_softmax(-1) for m in (taught, model)
+            )
+        total += float((p.exp() * (p - q)).sum())
+        count += len(at)
+    return total / count
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(base, data, tmp_path):
+    other = save_llama(tmp_path / "other", vocab_size=400)
+    with pytest.raises(InputError, match="another vocabulary"):
+        train(
+            base, data, None, TrainSettings(), tmp_path / "out", base_spec="tiny",
+            teacher=open_model(str(other)),
+        )  # fmt: skip
 
 
 def test_other_inputs_start_afresh(base, data, tmp_path):

@@ -14,6 +14,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 from edgeadapt.artifact import open_artifact
 from edgeadapt.errors import EdgeAdaptError, InputError, UnsupportedError
 from edgeadapt.export import export, export_adapter, open_model
+from edgeadapt.runtimes import SessionSettings, get_runtime
 from edgeadapt.weights import Float32Array
 from tests.adapters.test_merged import ALL, live_model, save_adapter
 from tests.tiny import save_llama
@@ -92,6 +93,37 @@ def test_logits_equal_the_live_model(name: str, bases: dict[str, Path], tmp_path
     gguf = base.parent / f"{kind}.gguf"
     assert np.abs(logits_with(gguf, file) - expected).max() < 1e-3
     assert np.abs(logits_with(gguf, file, scale=0.0) - expected).max() > 1e-2  # it does something
+
+
+def test_a_session_switches_to_an_adapter_and_back(bases: dict[str, Path], tmp_path: Path) -> None:
+    base = bases["tied"]
+    adapter = save_adapter(base, tmp_path / "a", LoraConfig(r=8, target_modules=ALL))
+    file = write(base, adapter, tmp_path / "a.gguf")
+    with torch.no_grad():
+        expected = live_model(base, adapter)(input_ids=torch.tensor([IDS])).logits[0].numpy()
+    settings = SessionSettings(threads=1, context=128, exact=True)
+    session = get_runtime("llama-cpp").load(open_artifact(base.parent / "tied.gguf"), settings)
+    try:
+        plain = session.all_logits(IDS)
+        for _ in range(2):
+            session.use_adapter(file)
+            assert session.position == 0
+            assert np.abs(session.all_logits(IDS) - expected).max() < 1e-3
+            session.use_adapter(None)
+            np.testing.assert_allclose(session.all_logits(IDS), plain, atol=1e-6)
+        other = save_llama(tmp_path / "other", hidden=128)
+        foreign = save_adapter(other, tmp_path / "b", LoraConfig(r=8, target_modules=ALL))
+        (tmp_path / "damaged.gguf").write_bytes(file.read_bytes()[:2000])
+        unusable = (
+            write(other, foreign, tmp_path / "b.gguf"), tmp_path / "damaged.gguf",
+            tmp_path / "missing.gguf", base.parent / "tied.gguf",
+        )  # fmt: skip
+        for path in unusable:
+            with pytest.raises(InputError, match="cannot use the adapter"):
+                session.use_adapter(path)
+        np.testing.assert_allclose(session.all_logits(IDS), plain, atol=1e-6)
+    finally:
+        session.close()
 
 
 @pytest.mark.parametrize(("quantization", "tolerance"), [("F16", 0.02), ("Q8_0", 0.5)])
