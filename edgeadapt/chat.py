@@ -59,7 +59,7 @@ class Conversation:
         """Tokens of the last prompt that were in the KV cache already."""
         self.cut = False
         """The last answer reached a limit instead of ending by itself."""
-        self._context = min(context, session.capacity)
+        self._context = min(context, session.capacity - session.start)
         self._remedy = "shorten it" + (
             ", or raise --context" if context <= session.capacity else ""
         )
@@ -130,7 +130,7 @@ class Conversation:
     def _new_ids(self, prompt: str) -> list[int]:
         """Tokens to run so that the cache stands for `prompt`; empties it where it must."""
         held = self._held
-        if self.session.position == len(held.ids) > 0:
+        if self.session.position - self.session.start == len(held.ids) > 0:
             if len(prompt) > len(held.text) and prompt.startswith(held.text):
                 return self.session.encode(prompt[len(held.text) :])
             ids = self.session.encode(prompt)

@@ -18,6 +18,7 @@ from edgeadapt.adapters import (
     stacked_source,
 )
 from edgeadapt.adapters.held import HeldSource, held_base
+from edgeadapt.adapters.prompts import trained_prefix
 from edgeadapt.adapters.spec import CONFIG, WEIGHTS
 from edgeadapt.adapters.vocabulary import brings_texts, folder_with_texts
 from edgeadapt.artifact import MANIFEST, Artifact
@@ -30,6 +31,7 @@ from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.converters.registry import get_converter
 from edgeadapt.errors import AdapterError, InputError
 from edgeadapt.files import publish, read_json, staged
+from edgeadapt.prefix import write_prefix
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.weights import WeightSource, is_tied
 
@@ -167,6 +169,37 @@ def export_adapter(
         lineage | {"quantization": stored},
     )
     return write(request, out)
+
+
+def export_prefix(
+    base: str,
+    adapter: Sequence[str | Path],
+    out: Path,
+    *,
+    revision: str | None = None,
+    any_base: bool = False,
+) -> Artifact:
+    """Write a trained prefix or soft prompt as the KV cache that a model starts from.
+
+    Args:
+        base: what it belongs to, as `open_model` takes it.
+        adapter: one PEFT adapter folder.
+        out: the .safetensors file to make.
+        revision: of a hub id.
+        any_base: as `open_model`.
+
+    Raises:
+        InputError: something is missing, or `out` exists or is called otherwise.
+        AdapterError: it belongs to another base.
+        UnsupportedError: it is of a kind that leaves no KV cache.
+    """
+    (choice,) = parse_adapters(adapter)
+    model = open_model(base, revision=revision)
+    spec = checked_spec(choice.path, base, model.lineage["base"]["sha256"], any_base)
+    prefix = trained_prefix(spec, model.source, model.lineage["base"]["sha256"])
+    write_prefix(prefix, out)
+    lineage = model.lineage | {"adapter": adapter_lineage(spec), "mode": "separate"}
+    return Artifact(out, "prefix", "F32", lineage | {"tokens": prefix.tokens})
 
 
 def export(

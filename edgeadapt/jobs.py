@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edgeadapt.artifact import open_artifact
 from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError
+from edgeadapt.prefix import RUNTIMES, is_prefix, prefix_tokens, read_prefix, refuse_prefix
 from edgeadapt.runtimes.base import Float32Array, Session, SessionSettings
 from edgeadapt.runtimes.registry import get_runtime, preferred_runtime
 from edgeadapt.worker import Progress, run_job
@@ -184,7 +185,16 @@ def _as_json(sequence: Scored | Text) -> dict[str, Any]:
 
 
 def open_session(payload: dict[str, Any], *, context: int) -> Session:
-    """Load what a job's payload names (in the child)."""
+    """Load what a job's payload names (in the child).
+
+    The positions of a prefix come on top of the context.
+    """
+    artifact, adapter = open_artifact(Path(payload["artifact"])), payload.get("adapter")
+    if adapter and is_prefix(Path(adapter)):
+        read_prefix(Path(adapter)).check_artifact(artifact.lineage)
+        if payload["runtime"] not in RUNTIMES:
+            raise refuse_prefix(Path(adapter), payload["runtime"])
+        context += prefix_tokens(Path(adapter))
     settings = SessionSettings(
         threads=payload["threads"],
         context=context,
@@ -192,11 +202,11 @@ def open_session(payload: dict[str, Any], *, context: int) -> Session:
         provider=payload.get("provider") or "cpu",
         gpu_layers=payload.get("gpu_layers"),
     )
-    runtime, adapter = get_runtime(payload["runtime"]), payload.get("adapter")
+    runtime = get_runtime(payload["runtime"])
     runtime.check_provider(settings.provider)
     if adapter and hasattr(runtime, "adapter"):  # torch runs PEFT's folders as they are
         runtime.adapter, adapter = Path(adapter), None
-    session = runtime.load(open_artifact(Path(payload["artifact"])), settings)
+    session = runtime.load(artifact, settings)
     if adapter:
         try:
             session.use_adapter(Path(adapter))
@@ -288,7 +298,7 @@ def run_sample(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
         for messages in payload["conversations"]:
             session.reset()
             ids = session.encode(session.render(messages))
-            limit = min(payload["max_tokens"], session.capacity - len(ids))
+            limit = min(payload["max_tokens"], session.capacity - session.start - len(ids))
             tokens = list(session.generate(ids, max_tokens=limit))
             text = b"".join(session.token_bytes(t) for t in tokens).decode("utf-8", "replace")
             answers.append(

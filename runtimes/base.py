@@ -56,6 +56,8 @@ class Session(abc.ABC):
     """Width of the logits."""
     position: int
     """Tokens now in the KV cache."""
+    start: int = 0
+    """Where a fresh sequence begins: after the positions of a prefix."""
     capacity: int
     """Most tokens that the KV cache holds: as many as were asked for, or the model has positions.
     `forward` refuses more."""

@@ -52,6 +52,10 @@ class KvCache(abc.ABC):
         """Bind for a run that extends `past` tokens by `new` ones."""
 
     @abc.abstractmethod
+    def fill(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Begin with keys and values, each of shape (1, heads, tokens, size), by past input."""
+
+    @abc.abstractmethod
     def done(self) -> None:
         """The run succeeded: what was written is the past of the next one."""
 
@@ -65,11 +69,9 @@ class SharedCache(KvCache):
     def __init__(
         self, ort: Any, names: Mapping[str, str], shape: CacheShape, dtype: npt.DTypeLike
     ) -> None:
-        self._names = names
-        self._buffers = {
-            past: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape.of(shape.context), dtype))
-            for past in names
-        }
+        self._names, self._shape = names, shape
+        self._dtype = np.dtype(dtype)
+        self._buffers = {past: ort.OrtValue.ortvalue_from_numpy(self._empty()) for past in names}
         self._bound: Any = None
 
     def bind(self, binding: Any, past: int, new: int) -> None:
@@ -80,6 +82,16 @@ class SharedCache(KvCache):
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(self._names[name], buffer)
         self._bound = binding
+
+    def _empty(self) -> npt.NDArray[Any]:
+        return np.zeros(self._shape.of(self._shape.context), self._dtype)
+
+    def fill(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copy into the buffers; see `KvCache.fill`."""
+        for name, given in values.items():
+            whole = self._empty()
+            whole[:, :, : given.shape[2]] = given
+            self._buffers[name].update_inplace(whole)
 
     def done(self) -> None:
         """Nothing to do: the buffer is past and present."""
@@ -104,6 +116,11 @@ class AlternatingCache(KvCache):
             binding.bind_output(
                 output, "cpu", 0, self._dtype, after, self._present[name].ctypes.data
             )
+
+    def fill(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copy into the next run's past; see `KvCache.fill`."""
+        for name, given in values.items():
+            self._past[name][: given.size] = given.reshape(-1)
 
     def done(self) -> None:
         """Swap the buffers."""

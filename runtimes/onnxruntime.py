@@ -13,6 +13,7 @@ import numpy as np
 from edgeadapt.artifact import Artifact
 from edgeadapt.errors import CorruptFileError, MissingExtraError, RuntimeFailure
 from edgeadapt.extras import need
+from edgeadapt.prefix import Prefix, is_prefix, read_prefix
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.runtimes.onnx_adapter import read_adapter
@@ -92,7 +93,8 @@ class OnnxruntimeSession(HfText, Session):
             self._dtype = tensor_dtype(logits.type)
             self._cache = self._make_cache(folder, outputs)
         self._binding = self._session.io_binding()
-        self._folder, self._adapter = folder.path, dict[str, Any]()
+        self._folder, self._adapter = folder, dict[str, Any]()
+        self._prefix: Prefix | None = None
         self._mask = np.ones((1, self.capacity), dtype=np.int64)
         self._last: Float32Array = np.zeros((1, 1, self.vocab_size), dtype=np.float32)
 
@@ -164,8 +166,12 @@ class OnnxruntimeSession(HfText, Session):
         return result
 
     def reset(self) -> None:
-        """Empty the KV cache; its buffers are overwritten as they fill again."""
-        self.position = 0
+        """Empty the KV cache, but for a prefix; its buffers are overwritten as they fill again."""
+        self.start = 0
+        if self._prefix is not None:
+            self._cache.fill(_by_input(self._prefix, self._folder.decoder))
+            self.start = self._prefix.tokens
+        self.position = self.start
 
     def use_adapter(self, path: Path | None) -> None:
         """Switch adapters; see `Session.use_adapter`.
@@ -174,7 +180,14 @@ class OnnxruntimeSession(HfText, Session):
         adapters of the run options aside where inputs are bound. What the last adapter gave and
         this one does not is bound to nothing again: to a matrix of rank 0.
         """
-        given = {} if path is None else read_adapter(path, self._folder)
+        self._prefix, given = None, dict[str, Any]()
+        if path is not None and is_prefix(path):
+            prefix, decoder = read_prefix(path), self._folder.decoder
+            heads, size = decoder["num_key_value_heads"], decoder["head_size"]
+            prefix.check(decoder["num_hidden_layers"], heads, size, self.capacity)
+            self._prefix = prefix
+        elif path is not None:
+            given = read_adapter(path, self._folder.path)
         for name in self._adapter.keys() - given.keys():
             rank_axis = 1 if name.endswith(".lora_A.weight") else 0
             shape = list(self._adapter[name].shape())
@@ -201,6 +214,16 @@ class OnnxruntimeSession(HfText, Session):
     def close(self) -> None:
         """Free the model."""
         del self._binding, self._cache, self._adapter, self._session
+
+
+def _by_input(prefix: Prefix, decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """A prefix by the names of the graph's past inputs, with a batch of one."""
+    inputs = decoder["inputs"]
+    return {
+        inputs[f"past_{kind}_names"] % layer: stacked[layer][None]
+        for kind, stacked in (("key", prefix.keys), ("value", prefix.values))
+        for layer in range(len(stacked))
+    }
 
 
 @contextlib.contextmanager

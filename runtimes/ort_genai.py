@@ -14,6 +14,7 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError, MissingExtraError, RuntimeFailure
 from edgeadapt.extras import need
+from edgeadapt.prefix import is_prefix, refuse_prefix
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.runtimes.onnx_adapter import read_adapter
@@ -160,6 +161,8 @@ class OrtGenaiSession(HfText, Session):
         adapter is unloaded with the old one.
         """
         adapters = None
+        if path is not None and is_prefix(path):
+            raise refuse_prefix(path, OrtGenaiRuntime.name)
         if path is not None:
             read_adapter(path, self._folder)  # says better than the engine what does not fit
             adapters = self._og.Adapters(self._model)

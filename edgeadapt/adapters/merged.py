@@ -77,8 +77,8 @@ def check_changes_weights(spec: AdapterSpec) -> None:
     if spec.peft_type in PROMPT_METHODS:
         raise UnsupportedError(
             f"{spec.peft_type.lower().replace('_', ' ')} trains a prompt or a KV cache and changes "
-            "no weight, so there is nothing to merge; train with --method lora, dora or ia3 for "
-            "an artifact"
+            "no weight, so there is nothing to merge; ship it beside the base's artifact, with "
+            "edgeadapt export --adapter-mode separate --out prefix.safetensors"
         )
 
 

@@ -87,7 +87,7 @@ def _window(session: Session, prompt: list[int], context: int, length: float) ->
     end = clock() + length
     spent, tokens = 0.0, 0
     while tokens == 0 or clock() < end:
-        if session.position == 0 or session.position >= context:
+        if session.position == session.start or session.position >= context:
             session.reset()
             session.forward(prompt)
         start = clock()

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="separate: the adapter as a file of its own, which the base's runtime loads beside it: a "
     "GGUF LoRA; or an ONNX folder whose graph takes adapters, with these in it; or, where --out "
-    "ends with .onnx_adapter, one more for such a graph.",
+    "ends with .onnx_adapter, one more for such a graph. A trained prefix or prompt: the KV cache "
+    "that it is, as .safetensors.",
 )
 @click.option("--device", help="A device profile; it picks format and quantization.")
 @click.option("--format", "format_", metavar="FORMAT", help="gguf, onnx, or a plugin's.")
@@ -112,7 +113,7 @@ def command(
                 "--calibrate, --imatrix, --tensor-type, --max-size, --split-max-size and --dry-run "
                 "do not go with --adapter-mode separate"
             )
-        kind = _check_separate(adapter, merging, device, format_)
+        kind = _check_separate(adapter, merging, device, format_, out)
         _separate(
             base, adapter, revision, any_base, kind, quant, threads, onnx, parity, out, as_json
         )
@@ -171,16 +172,25 @@ def _check_target(
 
 
 def _check_separate(
-    adapter: tuple[str, ...], merging: MergeOptions, device: str | None, format_: str | None
+    adapter: tuple[str, ...],
+    merging: MergeOptions,
+    device: str | None,
+    format_: str | None,
+    out: Path,
 ) -> str:
     """The format; refuses what does not go with an adapter that stays apart."""
+    from edgeadapt.prefix import is_prefix
+
     if merging.onto != "auto" or merging.held_out:
         raise InputError("--adapter-mode separate merges nothing: leave --merge-onto out")
-    if format_ is None or device is not None:
-        raise InputError("--adapter-mode separate needs --format gguf or onnx, and no --device")
+    if device is not None or (format_ is None and not is_prefix(out)):
+        raise InputError(
+            "--adapter-mode separate needs --format gguf or onnx, or an --out that ends in "
+            ".safetensors for a prefix, and no --device"
+        )
     if not adapter:
         raise InputError("--adapter-mode separate needs an adapter: give --adapter")
-    return format_
+    return format_ or "gguf"
 
 
 def _for_device(onnx: OnnxOptions, device: str, quant: str) -> OnnxOptions:
@@ -205,13 +215,17 @@ def _separate(
 ) -> None:
     """An adapter as a file of its own, or an ONNX graph and its adapters."""
     from edgeadapt.converters.onnx.options import OnnxOptions
-    from edgeadapt.export import export, export_adapter
+    from edgeadapt.export import export, export_adapter, export_prefix
     from edgeadapt.export_separate import open_with_adapters
     from edgeadapt.fidelity.parity import ParityGate
     from edgeadapt.lora_slots import FOLDER, SUFFIX
+    from edgeadapt.prefix import is_prefix
 
     found: ParityReport | None = None
-    if format == "onnx" and out.suffix != SUFFIX:
+    if is_prefix(out):
+        made = export_prefix(base, adapter, out, revision=revision, any_base=any_base)
+        use = f"edgeadapt chat BASE.gguf --adapter {out}, or with an ONNX folder of the base"
+    elif format == "onnx" and out.suffix != SUFFIX:
         if quant is None:
             raise InputError("give --quant too: which onnx quantization to write the base in")
         model, apart = open_with_adapters(base, adapter, revision=revision, any_base=any_base)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from edgeadapt.adapters import AdapterChoice, AdapterGiven, parse_adapters, read_spec
 from edgeadapt.adapters.bottleneck import PEFT_TYPE as BOTTLENECK
 from edgeadapt.adapters.held import HELD_AS
-from edgeadapt.adapters.spec import adapter_identity
+from edgeadapt.adapters.spec import PROMPT_METHODS, adapter_identity
 from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.base_model import base_hash
 from edgeadapt.errors import InputError
@@ -95,6 +95,8 @@ def reference_models(
     if not choices:
         return {"base": plain}
     live = live_model(base, choices[0].path, trained_on)
+    if read_spec(choices[0].path).peft_type in PROMPT_METHODS:  # nothing to merge
+        return {"base": plain, "merged": live}
     merged = replace(live, state="merged", onto=onto, adapters=choices)
     if len(choices) > 1 or choices[0].weight is not None:  # these were not trained together
         return {"base": plain, "merged": merged}

@@ -11,6 +11,7 @@ from edgeadapt.adapters import low_rank_updates, merged_source
 from edgeadapt.adapters.bottleneck import PEFT_TYPE as BOTTLENECK
 from edgeadapt.adapters.contents import WHOLE, AdapterContents
 from edgeadapt.adapters.merged import check_changes_weights
+from edgeadapt.adapters.prompts import CACHEABLE, prompt_rows
 from edgeadapt.adapters.separate import not_plain_lora
 from edgeadapt.adapters.spec import WEIGHTS, AdapterSpec, describe_spec, read_spec
 from edgeadapt.adapters.via_peft import MERGEABLE
@@ -19,6 +20,7 @@ from edgeadapt.base_model import DEFAULT, default_gguf
 from edgeadapt.errors import EdgeAdaptError, InputError, MissingExtraError, UnsupportedError
 from edgeadapt.inspect.report import folder_bytes
 from edgeadapt.inspect.targets import Target, merged_targets
+from edgeadapt.prefix import RUNTIMES
 from edgeadapt.safetensors_io import SafetensorsFile, SafetensorsSource
 from edgeadapt.weights import LowRankUpdate, WeightSource, is_tied, parameter_count
 
@@ -124,10 +126,19 @@ def adapter_targets(path: Path, found: tuple[WeightSource, Path | None] | None) 
     """Which formats can carry the adapter, merged and separate; never raises for a refusal."""
     refusal = _refusal(lambda: _check_mergeable(path))
     if refusal is not None:
+        spec, apart = read_spec(path), refusal
+        if spec.peft_type in CACHEABLE:
+            apart = _refusal(lambda: prompt_rows(spec))
+        note = f"as the KV cache that {' and '.join(RUNTIMES)} start from"
         return [
-            Target(name, mode, False, refusal)
+            target
             for name in ("gguf", "onnx")
-            for mode in ("merged", "separate")
+            for target in (
+                Target(name, "merged", False, refusal),
+                Target(name, "separate", False, apart)
+                if apart
+                else Target(name, "separate", True, notes=(note,)),
+            )
         ]
     from edgeadapt.converters.gguf.lora import check_lora
     from edgeadapt.converters.onnx.stream.adapters import check_adapter

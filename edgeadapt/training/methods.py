@@ -64,6 +64,14 @@ def _prefix(settings: TrainSettings) -> Any:
     )
 
 
+def _prompt(settings: TrainSettings) -> Any:
+    import peft
+
+    return peft.PromptTuningConfig(
+        num_virtual_tokens=settings.virtual_tokens, task_type="CAUSAL_LM"
+    )
+
+
 def _targets(settings: TrainSettings) -> str | list[str]:
     targets = settings.target_modules
     return targets if isinstance(targets, str) else list(targets)
@@ -87,5 +95,6 @@ METHODS: dict[str, Method] = {
     ),
     "ia3": Method("scaled activations (arXiv 2205.05638)", False, 5e-3, _ia3),
     "prefix": Method("a trained KV cache prefix (arXiv 2101.00190)", False, 1e-2, _prefix),
+    "prompt": Method("trained input embeddings (arXiv 2104.08691)", False, 3e-2, _prompt),
     "full": Method("all weights", False, 5e-5, None),
 }

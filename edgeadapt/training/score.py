@@ -140,7 +140,8 @@ def only_predicting(model: Any) -> Iterator[None]:
         scored = _wanted.get()
         if scored is None:
             return None
-        return (hidden[0][:, :-1][scored[:, 1:]][None], *hidden[1:])
+        text = hidden[0][:, -scored.shape[1] :]  # a soft prompt comes before it
+        return (text[:, :-1][scored[:, 1:]][None], *hidden[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeadapt.errors import InputError
 
-MethodName = Literal["qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "full"]
+MethodName = Literal[
+    "qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "prompt", "full"
+]
 
 
 class TrainSettings(BaseModel):
@@ -28,7 +30,7 @@ class TrainSettings(BaseModel):
         None, ge=1, le=65536,
         description="of adapter's bottlenecks; by default it fills the padding to a super-block",
     )  # fmt: skip
-    virtual_tokens: int = Field(16, ge=1, le=1024, description="length of a trained prefix")
+    virtual_tokens: int = Field(16, ge=1, le=1024, description="length of a prefix or prompt")
     learning_rate: float | None = Field(None, gt=0, description="the method's own by default")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps to warm up over")

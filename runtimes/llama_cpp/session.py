@@ -11,8 +11,9 @@ import numpy as np
 
 from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError, RuntimeFailure
+from edgeadapt.prefix import Prefix, is_prefix, read_prefix
 from edgeadapt.runtimes.base import EngineFacts, Float32Array, Session
-from edgeadapt.runtimes.llama_cpp import library
+from edgeadapt.runtimes.llama_cpp import library, state
 from edgeadapt.runtimes.llama_cpp.text import LlamaCppText
 
 _LOGIT_ROWS = 256
@@ -38,6 +39,7 @@ class LlamaCppSession(Session):
         self._one = lib.llama_batch_get_one(self._one_token, 1)
         self._view: Float32Array | None = None
         self._view_address = 0
+        self._prefix: bytes | None = None
         self.vocab_size = self._text.vocab_size
         self.position = 0
 
@@ -170,16 +172,25 @@ class LlamaCppSession(Session):
         """Empty the KV cache."""
         # Only the bookkeeping: clearing the buffers too would touch all of the KV cache.
         self._lib.llama_memory_clear(self._memory, False)
-        self.position = 0
+        self.start = 0
+        if self._prefix is not None:
+            state.restore(self._lib, self._context, _SEQUENCE, self._prefix)
+            self.start = int(self._lib.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
+        self.position = self.start
 
     def use_adapter(self, path: Path | None) -> None:
-        """Switch to a LoRA in a GGUF file; see `Session.use_adapter`.
+        """Switch to a LoRA in a GGUF file, or to a prefix; see `Session.use_adapter`.
 
         Raises:
             InputError: llama.cpp refuses the file.
+            AdapterError: the prefix is of another base.
+            UnsupportedError: this model cannot start from a prefix.
         """
+        self._prefix = None
         loaded = []
-        if path is not None:
+        if path is not None and is_prefix(path):
+            self._prefix = self._state_of(read_prefix(path))
+        elif path is not None:
             library.clear_errors()
             found = self._lib.llama_adapter_lora_init(self._model, str(path).encode())
             if not found:
@@ -193,6 +204,15 @@ class LlamaCppSession(Session):
         # The model frees what was loaded into it.
         self._lib.llama_set_adapters_lora(self._context, adapters, len(loaded), scales)
         self.reset()
+
+    def _state_of(self, prefix: Prefix) -> bytes:
+        lib, model = self._lib, self._model
+        state.check_model(lib, model)
+        prefix.check(*state.cache_shape(lib, model), self.capacity)
+        self.reset()
+        self.forward([0] * prefix.tokens)
+        like = state.sequence_state(lib, self._context, _SEQUENCE)
+        return state.with_prefix(lib, model, like, prefix)
 
     def build_info(self) -> dict[str, str]:
         """Versions of the package and the library, and the features it was compiled with."""

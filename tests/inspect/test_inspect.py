@@ -93,7 +93,7 @@ CASES: dict[str, tuple[PeftConfig, dict[str, Any], str | None, str]] = {
         LoraConfig(r=4, target_modules=["q_proj"]),
         {"peft_type": "PREFIX_TUNING"},
         "nothing to merge",
-        "nothing to merge",
+        "holds no prompt_embeddings",
     ),
 }  # fmt: skip
 
