@@ -126,18 +126,12 @@ def adapter_targets(path: Path, found: tuple[WeightSource, Path | None] | None) 
     """Which formats can carry the adapter, merged and separate; never raises for a refusal."""
     refusal = _refusal(lambda: _check_mergeable(path))
     if refusal is not None:
-        spec, apart = read_spec(path), refusal
-        if spec.peft_type in CACHEABLE:
-            apart = _refusal(lambda: prompt_rows(spec))
-        note = f"as the KV cache that {' and '.join(RUNTIMES)} start from"
         return [
             target
             for name in ("gguf", "onnx")
             for target in (
                 Target(name, "merged", False, refusal),
-                Target(name, "separate", False, apart)
-                if apart
-                else Target(name, "separate", True, notes=(note,)),
+                _unmergeable(name, path, refusal),
             )
         ]
     from edgeadapt.converters.gguf.lora import check_lora
@@ -150,6 +144,18 @@ def adapter_targets(path: Path, found: tuple[WeightSource, Path | None] | None) 
         onnx,
         _separate("onnx", check_adapter, path, found),
     ]
+
+
+def _unmergeable(format: str, path: Path, refusal: str) -> Target:
+    """An adapter that cannot be merged, kept apart: only as a KV cache."""
+    spec = describe_spec(path)
+    if spec.peft_type in CACHEABLE:
+        why = _refusal(lambda: prompt_rows(spec))
+        if why is None:
+            note = f"as the KV cache that {' and '.join(RUNTIMES)} start from"
+            return Target(format, "separate", True, notes=(note,))
+        refusal = why
+    return Target(format, "separate", False, refusal)
 
 
 def _merged(path: Path, found: tuple[WeightSource, Path | None] | None) -> list[Target]:
