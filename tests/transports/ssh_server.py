@@ -54,6 +54,8 @@ class Link:
         """Bytes from clients to the server."""
         self.cuts: list[int] = []
         """The first connections that carry so many bytes upstream break there, one for each."""
+        self.cuts_down: list[int] = []
+        """The same for bytes to clients."""
         self._server_port = server_port
         self._frozen = threading.Event()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -77,12 +79,12 @@ class Link:
                 if self._frozen.is_set():
                     continue
                 target.sendall(chunk)
-                if up:
-                    carried += len(chunk)
-                    self.upstream += len(chunk)
-                    if self.cuts and carried >= self.cuts[0]:
-                        self.cuts.pop(0)
-                        break
+                carried += len(chunk)
+                self.upstream += len(chunk) if up else 0
+                cuts = self.cuts if up else self.cuts_down
+                if cuts and carried >= cuts[0]:
+                    cuts.pop(0)
+                    break
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
