@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+pytest.importorskip("oras")
+
 from edgeadapt.bundle.archive import write_archive
 from edgeadapt.bundle.make import BundleSettings, make_bundle
+from edgeadapt.bundle.manifest import DIGEST, MANIFEST, digest_bytes
 from edgeadapt.bundle.signing import Signer, Trust
 from edgeadapt.bundle.verify import VerifySettings, verify_bundle
 from edgeadapt.cli import cli
@@ -21,7 +25,6 @@ from edgeadapt.registry.oci import OciRegistry
 from edgeadapt.registry.pull import PullSettings, pull_bundle
 from edgeadapt.registry.push import push_bundle
 from edgeadapt.registry.reference import OciReference, parse_reference
-from tests.bundle.test_signing import new_keys
 from tests.registry.oci_server import OciServer
 
 MODEL = "models/tiny-F32.gguf"
@@ -30,6 +33,12 @@ MODEL = "models/tiny-F32.gguf"
 def contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def pushed(made: Path, running_server: OciServer) -> str:
+    """The bundle in the registry, by its digest."""
+    return str(push_bundle(made, f"oci://{running_server.host}/tests/pushed:v1")["pinned"])
 
 
 def nothing_but(folder: Path, *names: str) -> bool:
@@ -113,22 +122,24 @@ def test_an_interrupted_push_shows_nothing_and_goes_on_from_there(
 
 
 def test_an_interrupted_pull_leaves_nothing(
-    made: Path, reference: str, server: OciServer, tmp_path: Path
+    made: Path, pushed: str, server: OciServer, tmp_path: Path
 ) -> None:
-    push_bundle(made, reference)
     server.link.cuts_down.append((made / MODEL).stat().st_size // 2)
     with pytest.raises(HostFailure, match="the connection broke"):
-        pull_bundle(reference, tmp_path / "got", PullSettings())
+        pull_bundle(pushed, tmp_path / "got", PullSettings())
     assert nothing_but(tmp_path)
-    pull_bundle(reference, tmp_path / "got", PullSettings())
 
 
-@pytest.mark.parametrize("name", [MODEL, "manifest.json", "manifest.sha256", "README.md"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "append"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (MODEL, "flip"), (MODEL, "cut"), (MODEL, "append"), ("manifest.json", "flip"),
+        ("manifest.sha256", "flip"), ("README.md", "flip"), ("manifest.json", "append"),
+    ],
+)  # fmt: skip
 def test_what_the_registry_changed_is_refused(
-    made: Path, reference: str, server: OciServer, tmp_path: Path, name: str, damage: str
+    made: Path, pushed: str, server: OciServer, tmp_path: Path, name: str, damage: str
 ) -> None:
-    pushed = push_bundle(made, reference)
     blob = server.blob(hashlib.sha256((made / name).read_bytes()).hexdigest())
     data = blob.read_bytes()
     changed = {
@@ -137,33 +148,27 @@ def test_what_the_registry_changed_is_refused(
     try:
         blob.write_bytes(changed[damage])
         with pytest.raises((GateFailure, HostFailure)):
-            pull_bundle(pushed["pinned"], tmp_path / "got", PullSettings())
+            pull_bundle(pushed, tmp_path / "got", PullSettings())
     finally:
         blob.write_bytes(data)
     assert nothing_but(tmp_path)
 
 
-def test_another_bundle_under_the_same_layers_is_refused(
-    made: Path, newer_run: Path, reference: str, server: OciServer, tmp_path: Path
+def test_another_manifest_that_fits_is_refused_by_the_digest(
+    made: Path, pushed: str, server: OciServer, tmp_path: Path
 ) -> None:
-    make_bundle(newer_run, tmp_path / "new", BundleSettings(golden=False))
-    pushed = push_bundle(made, reference)
-    blobs = [
-        (
-            server.blob(hashlib.sha256((made / name).read_bytes()).hexdigest()),
-            tmp_path / "new" / name,
-        )
-        for name in ("manifest.json", "manifest.sha256", "README.md")
-    ]
-    kept = [(blob, blob.read_bytes()) for blob, _ in blobs]
+    other = (made / MANIFEST).read_bytes().replace(b'"name": "tiny"', b'"name": "tony"')
+    blobs = {MANIFEST: other, DIGEST: digest_bytes(other)}
+    assert other != (made / MANIFEST).read_bytes()
     try:
-        for blob, other in blobs:
-            blob.write_bytes(other.read_bytes()[: len(blob.read_bytes())])
-        with pytest.raises((GateFailure, HostFailure)):
-            pull_bundle(pushed["pinned"], tmp_path / "got", PullSettings())
+        for name, data in blobs.items():
+            server.blob(hashlib.sha256((made / name).read_bytes()).hexdigest()).write_bytes(data)
+        with pytest.raises(GateFailure, match=r"manifest\.json was changed"):
+            pull_bundle(pushed, tmp_path / "got", PullSettings())
     finally:
-        for blob, data in kept:
-            blob.write_bytes(data)
+        for name in blobs:
+            data = (made / name).read_bytes()
+            server.blob(hashlib.sha256(data).hexdigest()).write_bytes(data)
 
 
 def put(reference: str, layers: list[Layer], contents: list[bytes]) -> None:
@@ -234,6 +239,9 @@ def test_a_changed_bundle_is_not_pushed(bundle: Path, reference: str, server: Oc
 def test_signatures_are_checked_before_anything_has_a_name(
     run_folder: Path, made: Path, reference: str, tmp_path: Path
 ) -> None:
+    pytest.importorskip("model_signing")
+    from tests.bundle.test_signing import new_keys
+
     ours, theirs = new_keys(tmp_path, "ours"), new_keys(tmp_path, "theirs")
     signer = Signer(ours[0])
     make_bundle(run_folder, tmp_path / "signed", BundleSettings(golden=False, signer=signer))
@@ -254,12 +262,28 @@ def test_signatures_are_checked_before_anything_has_a_name(
     assert contents(tmp_path / "out/got") == contents(tmp_path / "signed")
 
 
-def test_another_digest_is_refused(made: Path, reference: str, tmp_path: Path) -> None:
-    push_bundle(made, reference)
+def test_another_digest_is_refused(pushed: str, tmp_path: Path) -> None:
     checks = VerifySettings(digest="0" * 64)
     with pytest.raises(GateFailure, match="this is another bundle"):
-        pull_bundle(reference, tmp_path / "got", PullSettings(checks=checks))
+        pull_bundle(pushed, tmp_path / "got", PullSettings(checks=checks))
     assert nothing_but(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "reference"),
+    [("oras", "oci://localhost:1/demo:v1"), ("huggingface_hub", "hf://team/demo")],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, reference: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for command in (
+        ["push", str(made), reference],
+        ["pull", reference, "--out", str(tmp_path / "x")],
+    ):
+        done = CliRunner().invoke(cli, command)
+        assert done.exit_code == 2
+        assert "pip install 'edgeadapt[registry]'" in done.stderr
 
 
 def test_the_commands(made: Path, reference: str, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ class Link:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._server_port))
+                for end in (client, server):  # small packets at once, as without the link
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._pairs.append((client, server))
                 for ends in ((client, server, True), (server, client, False)):
                     threading.Thread(target=self._pump, args=ends, daemon=True).start()
