@@ -27,9 +27,10 @@ _EXTRA_OF = {
     "accelerate": "train",
     "datasets": "train",
     "pyarrow": "train",
-    "huggingface_hub": "train",
+    "huggingface_hub": "registry",
     "model_signing": "sign",
     "OpenSSL": "sign",
+    "oras": "registry",
 }
 
 

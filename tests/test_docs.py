@@ -16,7 +16,7 @@ from edgeadapt.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 GENERATED = runpy.run_path(str(ROOT / "docs/generate.py"))["generated"]()
-GUIDES = ("README.md", "CONTRIBUTING.md")
+GUIDES = ("README.md", "CONTRIBUTING.md", "docs/walkthroughs.md")
 
 
 @pytest.mark.parametrize("name", GENERATED)

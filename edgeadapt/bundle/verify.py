@@ -73,11 +73,11 @@ def verify_bundle(path: Path, settings: VerifySettings) -> dict[str, Any]:
         raise refusal(findings)
     record = _record(path, manifest, digest, container)
     if settings.trust is not None:
-        with _as_folder(container, manifest, None) as folder:
+        with as_folder(container, manifest, None) as folder:
             settings.trust.verify(folder)
         record["signature"] = "valid"
     if settings.run:
-        with _as_folder(container, manifest, base) as folder:
+        with as_folder(container, manifest, base) as folder:
             record["replayed"] = _replay(folder, manifest, container, base, settings.runtime)
     if settings.unpack is not None:
         _unpack(container, manifest, base, settings.unpack)
@@ -104,7 +104,7 @@ def _record(path: Path, manifest: Manifest, digest: str, container: Container) -
 
 
 @contextlib.contextmanager
-def _as_folder(container: Container, manifest: Manifest, base: Container | None) -> Iterator[Path]:
+def as_folder(container: Container, manifest: Manifest, base: Container | None) -> Iterator[Path]:
     """The files where engines and libraries find them; a folder of its own unless they lie so."""
     if isinstance(container, Folder) and base is None:
         yield container.path

@@ -24,6 +24,8 @@ _COMMANDS = {
     "devices": "List, show, check and detect device profiles.",
     "bundle": "Put what a run made into one folder or file for an app team.",
     "verify": "Check that a bundle is whole, unchanged and behaves as it did.",
+    "push": "Send a bundle to an OCI registry or a Hugging Face repository.",
+    "pull": "Fetch a bundle from there, checked before it gets its name.",
     "setup": "Build and check native libraries for this CPU.",
 }
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeadapt.cli.common import standard
+from edgeadapt.cli.trust_options import trust_options
 from edgeadapt.console import emit, emit_json
+
+if TYPE_CHECKING:
+    from edgeadapt.bundle.signing import Trust
 
 
 @click.command("verify")
@@ -20,15 +24,7 @@ from edgeadapt.console import emit, emit_json
     help="The installed bundle that a delta (bundle --since) builds on.",
 )  # fmt: skip
 @click.option("--digest", metavar="SHA256", help="What manifest.json must hash to.")
-@click.option(
-    "--public-key", type=click.Path(path_type=Path), help="PEM file; the signature must be its."
-)
-@click.option(
-    "--certificate-chain", type=click.Path(path_type=Path), multiple=True,
-    help="PEM file of a root or intermediate certificate that is trusted.",
-)  # fmt: skip
-@click.option("--identity", help="Who signed, through Sigstore: an e-mail address or workflow.")
-@click.option("--identity-issuer", help="The OpenID Connect issuer that vouches for --identity.")
+@trust_options
 @click.option(
     "--unpack", type=click.Path(path_type=Path), metavar="DIR",
     help="After all checks lay the whole bundle out here, with what a delta takes from --base.",
@@ -40,10 +36,7 @@ def command(
     runtime: str | None,
     base: Path | None,
     digest: str | None,
-    public_key: Path | None,
-    certificate_chain: tuple[Path, ...],
-    identity: str | None,
-    identity_issuer: str | None,
+    trust: Trust | None,
     unpack: Path | None,
     as_json: bool,
 ) -> None:
@@ -59,21 +52,17 @@ def command(
     edgeadapt verify bundle.zip --run
     edgeadapt verify update.zip --base installed.zip --unpack new
     """
-    from edgeadapt.bundle.signing import Trust
     from edgeadapt.bundle.verify import VerifySettings, verify_bundle
 
-    trust = Trust(public_key, certificate_chain, identity, identity_issuer)
-    record = verify_bundle(
-        bundle,
-        VerifySettings(base, digest, trust if trust.asked else None, replay, runtime, unpack),
-    )
+    record = verify_bundle(bundle, VerifySettings(base, digest, trust, replay, runtime, unpack))
     if as_json:
         emit_json(record)
     else:
-        emit(_text(record))
+        emit(verified_text(record))
 
 
-def _text(record: dict[str, Any]) -> str:
+def verified_text(record: dict[str, Any]) -> str:
+    """What a checked bundle is, in lines."""
     lines = [
         f"{record['name']}: {record['files']} files, {record['bytes'] / 2**20:.1f} MiB, all as "
         "they were made",

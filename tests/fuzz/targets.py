@@ -44,6 +44,7 @@ from edgeadapt.devices import read_entry
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.gguf_io import GgufFile
 from edgeadapt.recipe import load_recipe
+from edgeadapt.registry.artifact import Layer, artifact_bytes, parse_artifact
 from edgeadapt.safetensors_io import SafetensorsFile
 
 SEEDS = Path(__file__).with_name("seeds")
@@ -237,6 +238,11 @@ def _read_archive(folder: Path) -> None:
     check_files(container, manifest)
 
 
+def _artifact_seeds(_: Path) -> list[bytes]:
+    layers = [Layer("README.md", 9, "0" * 64), Layer("models/m.gguf", 7, "f" * 64)]
+    return [artifact_bytes("seed", layers)]
+
+
 def _bundle_seeds(folder: Path) -> tuple[bytes, bytes]:
     """A small bundle's manifest, and the bundle as an archive."""
     content = {"models/m.gguf": b"weights", "LICENSE": b"as you like"}
@@ -287,6 +293,10 @@ TARGETS = {
         Target(
             "zip", _read_archive, "bundle.zip",
             lambda f: [_bundle_seeds(f)[1]],
+        ),
+        Target(
+            "artifact", lambda f: parse_artifact((f / "a.json").read_bytes()), "a.json",
+            _artifact_seeds,
         ),
     )
 }  # fmt: skip

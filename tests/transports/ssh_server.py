@@ -54,6 +54,8 @@ class Link:
         """Bytes from clients to the server."""
         self.cuts: list[int] = []
         """The first connections that carry so many bytes upstream break there, one for each."""
+        self.cuts_down: list[int] = []
+        """The same for bytes to clients."""
         self._server_port = server_port
         self._frozen = threading.Event()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -66,6 +68,8 @@ class Link:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._server_port))
+                for end in (client, server):  # small packets at once, as without the link
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._pairs.append((client, server))
                 for ends in ((client, server, True), (server, client, False)):
                     threading.Thread(target=self._pump, args=ends, daemon=True).start()
@@ -77,12 +81,12 @@ class Link:
                 if self._frozen.is_set():
                     continue
                 target.sendall(chunk)
-                if up:
-                    carried += len(chunk)
-                    self.upstream += len(chunk)
-                    if self.cuts and carried >= self.cuts[0]:
-                        self.cuts.pop(0)
-                        break
+                carried += len(chunk)
+                self.upstream += len(chunk) if up else 0
+                cuts = self.cuts if up else self.cuts_down
+                if cuts and carried >= cuts[0]:
+                    cuts.pop(0)
+                    break
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
