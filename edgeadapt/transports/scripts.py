@@ -16,7 +16,7 @@ BUSY, NO_FILE, NO_SPACE, SHORT, WRONG, NO_FOLDER = 91, 92, 93, 94, 95, 96
 
 _START = f"""
 umask 077
-root=${{EDGEADAPT_CACHE:-${{XDG_CACHE_HOME:-$HOME/.cache}}/edgeadapt}}
+root=${{EDGEADAPT_CACHE:-${{folder:-${{XDG_CACHE_HOME:-$HOME/.cache}}/edgeadapt}}}}
 files=$root/artifacts
 mkdir -p "$files" "$root/work" || exit {NO_FOLDER}
 if command -v sha256sum >/dev/null; then sum=sha256sum; else sum='shasum -a 256'; fi
@@ -155,10 +155,10 @@ $4: number of files, then so many pairs of sha256 and name, then the program and
 One run at a time. The program leads a session of its own, so that all of it can be ended."""
 
 
-def with_arguments(script: str, arguments: Sequence[str]) -> bytes:
-    """The whole script, with `$1` and so on set."""
+def with_arguments(script: str, arguments: Sequence[str], folder: str = "") -> bytes:
+    """The whole script, with `$1` and so on set, and where to keep things if not in the cache."""
     words = " ".join(shlex.quote(a) for a in arguments)
-    return f"set -- {words}\n{_START}{script}".encode()
+    return f"set -- {words}\nfolder={shlex.quote(folder)}\n{_START}{script}".encode()
 
 
 def command_line(script: bytes) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeadapt.errors import HostFailure, InputError
-from edgeadapt.transports import ssh
+from edgeadapt.transports import shell
 from edgeadapt.transports.base import NeededFile, open_transport
 from edgeadapt.transports.place import needed_files
 from edgeadapt.transports.ssh import SshAddress, SshTransport
@@ -48,7 +48,7 @@ def test_a_broken_copy_goes_on_where_it_stopped(server: SshServer, big_file: Pat
 def test_a_later_call_goes_on_too(
     server: SshServer, big_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "_TRIES", 1)
+    monkeypatch.setattr(shell, "_TRIES", 1)
     server.link.cuts = [12_000_000]
     with (
         pytest.raises(HostFailure, match="broke off 1 times"),
