@@ -89,6 +89,8 @@ class Imported(BaseModel):
     gpu: str
     backends: str
     threads: int
+    cores: tuple[int, ...] = ()
+    """It was bound to these, where edgeadapt started it; else empty."""
     gpu_layers: int
     cache_types: str
     """Of keys and values in the KV cache."""

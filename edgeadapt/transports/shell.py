@@ -7,21 +7,22 @@ import platform
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO
 
 from edgeadapt.console import log, progress
 from edgeadapt.errors import HostFailure, InputError
-from edgeadapt.transports import scripts
+from edgeadapt.transports import cores, scripts
 from edgeadapt.transports.base import Ended, NeededFile, Transport
 from edgeadapt.transports.client import Finished, talk
-from edgeadapt.transports.place import Portion, plan_copies
+from edgeadapt.transports.place import Portion, plan_copies, program_files
 
 BEAT_S = 10.0
 """How often the other side hears that we are there."""
 QUIET_S = 60.0
 """After so much silence it gives up and cleans up."""
 LOST = 255
-"""Exit code for a connection that failed: ssh's own."""
+"""Exit code for a connection that failed: ssh's own, which a program there may have too."""
 _TRIES = 4
 """Broken copies in a row, without getting any further, after which to give up."""
 _CHUNK = 1 << 18
@@ -30,13 +31,19 @@ _CHUNK = 1 << 18
 class ShellTransport(Transport):
     """Another machine with a POSIX shell, and edgeadapt or llama-bench."""
 
+    lost = LOST
+    """In the place of an exit code: the connection failed."""
     folder = ""
     """Where to keep things there, unless the other side's environment says."""
 
-    def __init__(self, name: str, program: str | None) -> None:
+    def __init__(self, name: str, scheme: str, program: str | None) -> None:
         self.name = name
+        self._example = f"{scheme}://{name}"
         self._wanted = program
         self._program: str | None = None
+        self._brought = ""
+        self._files = ""
+        """Where artifacts are kept there."""
 
     @property
     def program(self) -> str:
@@ -52,25 +59,42 @@ class ShellTransport(Transport):
     def _why_not_reached(self, finished: Finished) -> str:
         """A sentence on a script that failed."""
 
+    def bring(self, program: Path) -> list[NeededFile]:
+        """See `Transport.bring`; with it come llama.cpp's libraries that lie near it."""
+        files = program_files(program)
+        self._brought = f"./{files[0].name}"
+        return files
+
+    def fast_cores(self, count: int) -> tuple[int, ...]:
+        """See `Transport.fast_cores`."""
+        return cores.fastest(self._ask(scripts.CORES, ()), count)
+
     def connect(self) -> None:
         """See `Transport.connect`."""
-        wanted = self._wanted
-        answer = self._ask(scripts.PROBE, (wanted or "",))
-        found = answer.removeprefix("program ").strip()
-        if not found and wanted:
-            raise HostFailure(f"{self.name} has no program {wanted}; name another after the host")
-        if not found:
+        answer = self._ask(scripts.PROBE, (self._wanted or "",))
+        found = dict(line.partition(" ")[::2] for line in answer.splitlines())
+        self._files = found.get("files", "")
+        self._program = self._brought or found.get("program", "").strip()
+        if self._brought:
+            return
+        if not self._program and self._wanted:
+            raise HostFailure(
+                f"{self.name} has no program {self._wanted}; name another at the end of the URL"
+            )
+        if not self._program:
             raise HostFailure(
                 f"{self.name} has neither edgeadapt nor llama-bench on its PATH or in the usual "
-                f"places; install one there, or say where it is: --on ssh://{self.name}/path/to/it"
+                f"places; install one there, say where it is: --on {self._example}/path/to/it, or "
+                "bring one along: --llama-bench FILE"
             )
-        self._program = found
-        log.info("%s: found %s", self.name, found)
+        log.info("%s: found %s", self.name, self._program)
 
     def place(self, files: Sequence[NeededFile]) -> int:
         """See `Transport.place`. A copy that breaks off goes on where it stopped."""
         copied, reached, failures = 0, None, 0
         while True:
+            if failures:
+                self._reach_again()
             answer = self._ask(scripts.STATUS, [file.sha256 for file in files])
             portions = plan_copies(self.name, files, answer)
             missing = sum(portion.missing for portion in portions)
@@ -85,6 +109,9 @@ class ShellTransport(Transport):
                     break
             else:
                 return copied
+
+    def _reach_again(self) -> None:
+        """Wait for the other side to come back after a connection was lost."""
 
     def _copy(self, portion: Portion) -> Finished:
         """Send what is missing of a file."""
@@ -104,7 +131,7 @@ class ShellTransport(Transport):
                         left -= len(chunk)
                         advance(len(chunk) / 1e6)
 
-            arguments = (_who(), file.sha256, str(portion.offset), str(file.size))
+            arguments = (who(), file.sha256, str(portion.offset), str(file.size))
             return self._call(scripts.PUT, arguments, feed)
 
     def _after_broken_copy(self, finished: Finished, portion: Portion, failures: int) -> None:
@@ -117,7 +144,7 @@ class ShellTransport(Transport):
                 f"{name} is being copied to {self.name} already, for {finished.last_words}; wait "
                 "for that, or for its connection to be given up there"
             )
-        again = (LOST, scripts.SHORT, scripts.WRONG, scripts.BUSY)
+        again = (self.lost, scripts.SHORT, scripts.WRONG, scripts.BUSY)
         if failures >= _TRIES or finished.code not in again:
             raise HostFailure(
                 f"copying {name} to {self.name} broke off {failures} times: "
@@ -130,16 +157,22 @@ class ShellTransport(Transport):
     ) -> Ended:
         """See `Transport.run`. One at a time: the other side gives a lease for it."""
         pairs = [text for file in files for text in (file.sha256, file.name)]
-        head = (_who(), uuid.uuid4().hex, f"{QUIET_S:g}", str(len(files)))
+        head = (who(), uuid.uuid4().hex, f"{QUIET_S:g}", str(len(files)))
         finished = self._call(
             scripts.RUN,
-            (*head, *pairs, self.program, *arguments),
+            (*head, *pairs, *self._words(), *arguments),
             beat_s=BEAT_S,
             timeout_s=timeout_s,
             show=True,
         )
         self._check_run(finished, timeout_s)
-        return Ended(finished.code, _after_marker(finished.stdout), finished.last_words)
+        stdout = _after_marker(finished.stdout)
+        return Ended(finished.code, stdout, finished.last_words, finished.stderr)
+
+    def _words(self) -> tuple[str, ...]:
+        """What starts the program."""
+        bound = ("taskset", cores.mask(self.cores), self.program) if self.cores else (self.program,)
+        return ("sh", "-c", scripts.BROUGHT, self._brought, *bound) if self._brought else bound
 
     def _check_run(self, finished: Finished, timeout_s: float | None) -> None:
         if finished.timed_out:
@@ -156,12 +189,15 @@ class ShellTransport(Transport):
             )
         if finished.code == scripts.NO_FILE:
             raise HostFailure(f"a file vanished from the cache of {self.name}; type the same again")
-        if finished.code == LOST:
+        if finished.code == self.lost:
             raise HostFailure(
                 f"the connection to {self.name} was lost while it measured "
                 f"({finished.last_words}); nothing was brought back, and what runs there is ended "
                 f"within {QUIET_S:g} s; type the same again"
             )
+
+    def _command_line(self, script: bytes) -> str:
+        return scripts.command_line(script)
 
     def _ask(self, script: str, arguments: Sequence[str]) -> str:
         """Run a short script and return what it says.
@@ -183,6 +219,7 @@ class ShellTransport(Transport):
         beat_s: float | None = None,
         timeout_s: float | None = None,
         show: bool = False,
+        hear: Callable[[bytes], None] | None = None,
     ) -> Finished:
         text = scripts.with_arguments(script, arguments, self.folder)
 
@@ -191,8 +228,8 @@ class ShellTransport(Transport):
             if feed is not None:
                 feed(stdin)
 
-        command = [*self._client(), scripts.command_line(text)]
-        return talk(command, speak, beat_s=beat_s, timeout_s=timeout_s, show=show)
+        command = [*self._client(), self._command_line(text)]
+        return talk(command, speak, beat_s=beat_s, timeout_s=timeout_s, show=show, hear=hear)
 
 
 def _after_marker(stdout: bytes) -> bytes:
@@ -200,6 +237,6 @@ def _after_marker(stdout: bytes) -> bytes:
     return stdout.partition(scripts.MARKER.encode() + b"\n")[2]
 
 
-def _who() -> str:
+def who() -> str:
     """Who asks, for others who have to wait."""
     return f"{getpass.getuser()}@{platform.node()}"

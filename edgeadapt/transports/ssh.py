@@ -76,7 +76,7 @@ class SshTransport(ShellTransport):
         self._address = SshAddress.parse(url)
         user, port = self._address.user, self._address.port
         name = f"{f'{user}@' if user else ''}{self._address.host}{f':{port}' if port else ''}"
-        super().__init__(name, self._address.program)
+        super().__init__(name, "ssh", self._address.program)
 
     def _client(self) -> Sequence[str]:
         client = shlex.split(os.environ.get(CLIENT_VARIABLE) or "ssh")
