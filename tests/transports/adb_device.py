@@ -4,7 +4,7 @@ It speaks the transport protocol (CNXN, AUTH, OPEN, OKAY, WRTE, CLSE), the `shel
 and the `sync:` service as documented in protocol.txt, SERVICES.TXT, SYNC.TXT and shell_protocol.h
 of AOSP's packages/modules/adb. Files are really written, and commands really run: by mksh with
 toybox's commands, as on Android, where these are installed. What it is not: another kernel, another
-CPU, SELinux, or a screen that asks for leave.
+CPU, SELinux (but that hard links are forbidden), or a screen that asks for leave.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ from tests.transports.link import Link, free_port
 
 VERSION, MOST = 0x01000001, 256 * 1024
 FEATURES = "shell_v2,cmd,stat_v2"
+NO_HARD_LINKS = """#!{mksh}
+case $1 in -s*) exec {toybox} ln "$@"; esac
+echo "ln: cannot create hard link: Permission denied" >&2
+exit 1
+"""
+"""SELinux's rule for adb's user on Android, in the place of `ln`."""
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 
 
@@ -353,6 +359,9 @@ def android_commands(folder: Path) -> str:
         if name not in names:
             (folder / name).symlink_to(shutil.which(name) or "")
     (folder / "sh").symlink_to(mksh)
+    (folder / "ln").unlink()
+    (folder / "ln").write_text(NO_HARD_LINKS.format(mksh=mksh, toybox=toybox))
+    (folder / "ln").chmod(0o755)
     return str(folder)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgeadapt.errors import HostFailure, InputError, MissingSetupError
@@ -16,7 +18,7 @@ from edgeadapt.transports.place import needed_files, program_files
 from tests.transports.adb_device import AdbDevice, AdbServer
 from tests.transports.link import Link
 
-SIZE, PIECE = 6_000_000, 500_000
+SIZE, PIECE = 3_000_000, 500_000
 
 
 @pytest.fixture
@@ -45,9 +47,9 @@ def place(device: AdbDevice, path: Path) -> int:
 def test_a_file_is_pushed_once(
     device: AdbDevice, big_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adb, "_PIECE", 2_500_000)
+    monkeypatch.setattr(adb, "_PIECE", 1_250_000)
     assert place(device, big_file) == SIZE
-    assert device.pushed == [2_500_000, 2_500_000, 1_000_000]
+    assert device.pushed == [1_250_000, 1_250_000, 500_000]
     assert place(device, big_file) == 0
     assert len(device.pushed) == 3
 
@@ -56,18 +58,19 @@ def test_a_broken_copy_goes_on_where_it_stopped(
     device: AdbDevice, big_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adb, "_PIECE", PIECE)
-    device.link.cuts = [3_250_000]
+    device.link.cuts = [1_600_000]
     assert place(device, big_file) == SIZE
     assert device.link.cuts == []
     assert device.link.upstream < SIZE * 1.25  # from the start again, it would be 1.5
 
 
+@pytest.mark.e2e  # for the seconds that it takes
 def test_a_later_call_goes_on_too(
     device: AdbDevice, big_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adb, "_PIECE", PIECE)
     monkeypatch.setattr(shell, "_TRIES", 1)
-    device.link.cuts = [3_250_000]
+    device.link.cuts = [1_600_000]
     with (
         pytest.raises(HostFailure, match=r"broke off 1 times: .*; what is there already"),
         AdbTransport(f"{device.url}/bin/true") as there,
@@ -106,6 +109,28 @@ def test_full_storage_is_told(device: AdbDevice, big_file: Path) -> None:
     ):
         there.place([needed(big_file)])
     assert device.left_behind() == []
+
+
+@pytest.mark.e2e  # for the seconds that it waits for the other
+def test_what_another_one_copies_is_left_to_it(
+    device: AdbDevice, big_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "_TRIES", 1)
+    other = subprocess.Popen(["sh", "-c", "sleep 999 & wait", "edgeadapt-on"])
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    device.artifacts.mkdir(parents=True)
+    lease = device.artifacts / f"{needed(big_file).sha256}.lease"
+    lease.symlink_to(f"{other.pid}:{boot}:someone")
+    try:
+        with (
+            AdbTransport(f"{device.url}/bin/true") as there,
+            pytest.raises(HostFailure, match=r"is being copied to .* already, for someone"),
+        ):
+            there.place([needed(big_file)])
+    finally:
+        psutil.Process(other.pid).children()[0].kill()
+        other.wait()
+    assert device.pushed == []
 
 
 def test_what_a_program_says_comes_back_as_it_is(device: AdbDevice) -> None:
