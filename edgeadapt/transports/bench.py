@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,28 @@ def bench_on(
             runs = [(llama_bench_arguments(one, options), one) for one in each]
             limit = options.get("timeout_s", 1800.0)
             transport.cores = means.cores or transport.fast_cores(means.fast_cores)
+        placed = yield from _place(transport, files, there)
+        if placed:
+            yield from _run(transport, runs, files, limit)
+
+
+def _place(
+    transport: Transport, files: Sequence[NeededFile], there: Mapping[str, Artifact]
+) -> Generator[Failure, None, bool]:
+    """Copy what is missing; false after failures of all artifacts."""
+    start = time.monotonic()
+    try:
         copied = transport.place(files)
-        total = sum(file.size for file in files)
-        log.info("%s: copied %.1f of %.1f MB", transport.name, copied / 1e6, total / 1e6)
-        yield from _run(transport, runs, files, limit)
+    except HostFailure as error:
+        yield from _failures(transport, there, "failed", str(error), start)
+        return False
+    except (KeyboardInterrupt, SystemExit):
+        reason = f"interrupted while files were copied to {transport.name}"
+        yield from _failures(transport, there, "killed", reason, start)
+        raise
+    total = sum(file.size for file in files)
+    log.info("%s: copied %.1f of %.1f MB", transport.name, copied / 1e6, total / 1e6)
+    return True
 
 
 def _run(

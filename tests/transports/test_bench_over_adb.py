@@ -153,15 +153,41 @@ def test_ended_here_it_ends_there(device: AdbDevice, tiny_gguf: Path, number: in
     await_true(lambda: not any(p.is_running() and p.status() != "zombie" for p in ours))
 
 
-def test_killed_while_it_copies(device: AdbDevice, tiny_gguf: Path) -> None:
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.e2e),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.e2e),
+        signal.SIGKILL,
+    ],
+)
+def test_ended_while_it_copies(device: AdbDevice, tiny_gguf: Path, number: int) -> None:
     device.slow.set()
     process = start(device, tiny_gguf)
     await_true(lambda: any(device.artifacts.glob("*.push.*")))
     ours = psutil.Process(process.pid).children(recursive=True)
     assert any("push" in p.cmdline() for p in ours)
-    process.kill()
-    process.communicate()
+    process.send_signal(number)
+    stdout, _ = process.communicate()
+    if number != signal.SIGKILL:
+        (record,) = json.loads(stdout)
+        assert record["outcome"] == "killed"
+        assert "interrupted while files were copied" in record["reason"]
     await_true(lambda: not any(p.is_running() and p.status() != "zombie" for p in ours))
+    await_true(lambda: device.left_behind() == [])
+
+
+@pytest.mark.e2e  # for the seconds that it waits
+def test_a_device_that_vanishes_while_it_copies(device: AdbDevice, tiny_gguf: Path) -> None:
+    device.slow.set()
+    process = start(device, tiny_gguf)
+    await_true(lambda: any(device.artifacts.glob("*.push.*")))
+    device.link.close()
+    stdout, stderr = process.communicate()
+    (record,) = json.loads(stdout)
+    assert (record["outcome"], process.returncode) == ("failed", 2)
+    assert f"{device.serial} vanished while files were copied" in record["reason"]
+    assert record["reason"] in stderr.decode()
     await_true(lambda: device.left_behind() == [])
 
 
