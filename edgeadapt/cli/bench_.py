@@ -141,12 +141,11 @@ def _profile_threads(device: str | None) -> tuple[int, ...]:
 
 
 def _profile_cores(device: str | None) -> int:
-    """How many cores are not slow ones."""
     if device is None:
         return 0
     from edgeadapt.devices import load_profile
 
-    return sum(int(kind.count.value) for kind in load_profile(device).cpu.cores if not kind.little)
+    return load_profile(device).fast_cores
 
 
 def _write_llama_bench(path: Path | None, records: Sequence[Measurement | Failure]) -> None:

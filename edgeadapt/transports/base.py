@@ -45,6 +45,8 @@ class Ended:
     """The last line of its stderr."""
     stderr: tuple[str, ...] = ()
     """Its last lines."""
+    peak_rss: int | None = None
+    """Bytes that it had in memory at most, mapped files among them, if that was gauged."""
 
 
 class Transport(ABC):
@@ -57,6 +59,8 @@ class Transport(ABC):
     """What to call the other side in messages."""
     cores: tuple[int, ...] = ()
     """To run on these alone; empty for what the system there chooses."""
+    gauges_memory: bool = False
+    """Whether to see how much memory the program takes, since it does not tell."""
 
     def __enter__(self) -> Transport:
         self.connect()

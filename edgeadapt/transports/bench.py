@@ -78,6 +78,7 @@ def bench_on(
             each = [{place: artifact} for place, artifact in there.items()]
             runs = [(llama_bench_arguments(one, options), one) for one in each]
             limit = options.get("timeout_s", 1800.0)
+            transport.gauges_memory = True
             transport.cores = means.cores or transport.fast_cores(means.fast_cores)
         placed = yield from _place(transport, files, there)
         if placed:

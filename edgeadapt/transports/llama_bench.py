@@ -80,7 +80,5 @@ def read_there(transport: Transport, ended: Ended, there: Mapping[str, Artifact]
         found = read_llama_bench(path)
     if unknown := {record.model for record in found} - set(there):
         raise HostFailure(f"{transport.name} measured {unknown}, which is not what was sent")
-    return [
-        r.model_copy(update={"model": str(there[r.model].path), "cores": transport.cores})
-        for r in found
-    ]
+    seen = {"cores": transport.cores, "peak_rss": ended.peak_rss}
+    return [r.model_copy(update={"model": str(there[r.model].path), **seen}) for r in found]

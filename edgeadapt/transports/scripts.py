@@ -15,6 +15,8 @@ MARKER = "edgeadapt-on: ready"
 ENDED = "edgeadapt-on: ended "
 """Before the exit code, on the last line, where the client does not hand it on."""
 RECEIVING = "edgeadapt-on: receiving"
+PEAK = "edgeadapt-on: peak "
+"""Before the most KiB that a program had in memory, after what it wrote."""
 KILLED = "the system killed a program there to free memory"
 
 BUSY, NO_FILE, NO_SPACE, SHORT, WRONG, NO_FOLDER = 91, 92, 93, 94, 95, 96
@@ -131,8 +133,8 @@ done 2>/dev/null
 else its highest clock."""
 
 RUN = f"""
-who=$1 id=$2 quiet=$3 count=$4
-shift 4
+who=$1 id=$2 quiet=$3 count=$4 gauge=$5
+shift 5
 lease=$root/lease work=$root/work/$id child= watch= stopped=
 if command -v setsid >/dev/null; then lead=setsid minus=-; else lead=env minus=; fi
 kills() {{ grep '^oom_kill ' /proc/vmstat 2>/dev/null; }}
@@ -145,7 +147,7 @@ finish() {{
         wait "$child"
         kill -s KILL -- "$minus$!" "$minus$child"
     fi
-    [ -z "$watch" ] || kill -s KILL -- "$minus$watch"
+    for other in $watch $gauge; do kill -s KILL -- "$minus$other"; done
     cd / && rm -rf "$work"
     rm -f "$lease"
 }}
@@ -179,15 +181,28 @@ $lead sh -c '
     kill -s KILL -- "$2"' $$ "$quiet" "$minus$child" <&3 >/dev/null 2>&1 &
 watch=$!
 exec 3<&-
+if [ -n "$gauge" ]; then
+    $lead sh -c '
+        while :; do
+            while read -r key size unit; do
+                [ "$key" != VmHWM: ] || echo "$size" >"$1"
+            done <"/proc/$0/status" || break
+            sleep 0.5
+        done' "$child" "$work/.peak" </dev/null >/dev/null 2>&1 &
+    gauge=$!
+fi
 wait "$child"
 code=$?
+[ ! -s "$work/.peak" ] || echo "{PEAK}$(cat "$work/.peak")"
 [ "$code" != 137 ] || [ "$(kills)" = "$killed" ] || echo '{KILLED}' >&2
 exit "$code"
 """
 """$1: who asks; $2: name of the working folder; $3: seconds of silence after which to end;
-$4: number of files, then so many pairs of sha256 and name, then the program and its arguments.
+$4: number of files; $5: yes, to see how much memory it takes, or empty; then so many pairs of
+sha256 and name, then the program and its arguments.
 
-One run at a time. The program leads a session of its own, so that all of it can be ended."""
+One run at a time. The program leads a session of its own, so that all of it can be ended. Linux
+keeps its peak of memory, and twice a second it is asked for that."""
 
 
 BROUGHT = 'chmod u+x "$0" && LD_LIBRARY_PATH=$PWD${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec "$@"'

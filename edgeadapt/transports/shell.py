@@ -157,7 +157,8 @@ class ShellTransport(Transport):
     ) -> Ended:
         """See `Transport.run`. One at a time: the other side gives a lease for it."""
         pairs = [text for file in files for text in (file.sha256, file.name)]
-        head = (who(), uuid.uuid4().hex, f"{QUIET_S:g}", str(len(files)))
+        gauge = "yes" if self.gauges_memory else ""
+        head = (who(), uuid.uuid4().hex, f"{QUIET_S:g}", str(len(files)), gauge)
         finished = self._call(
             scripts.RUN,
             (*head, *pairs, *self._words(), *arguments),
@@ -166,8 +167,11 @@ class ShellTransport(Transport):
             show=True,
         )
         self._check_run(finished, timeout_s)
-        stdout = _after_marker(finished.stdout)
-        return Ended(finished.code, stdout, finished.last_words, finished.stderr)
+        stdout, peak = _after_marker(finished.stdout), None
+        before, told, after = stdout.rpartition(scripts.PEAK.encode())
+        if told and after.strip().isdigit():
+            stdout, peak = before, 1024 * int(after)
+        return Ended(finished.code, stdout, finished.last_words, finished.stderr, peak)
 
     def _words(self) -> tuple[str, ...]:
         """What starts the program."""

@@ -55,6 +55,7 @@ def test_figures_come_back_and_nothing_stays_there(device: AdbDevice, tiny_gguf:
     (found,) = [Imported.model_validate(record) for record in json.loads(done.stdout)]
     assert (found.model, found.threads, found.cores) == (str(tiny_gguf), 1, (core,))
     assert [(s.tokens, s.tps.count) for s in (*found.prefill, *found.decode)] == [(8, 2), (4, 2)]
+    assert found.peak_rss is not None and found.peak_rss > tiny_gguf.stat().st_size
     assert TOOL is not None
     hashes = {sha256_file(tiny_gguf), sha256_file(TOOL)}
     assert {p.name for p in device.artifacts.iterdir()} == hashes
@@ -239,3 +240,19 @@ def test_options_that_need_another_machine(tiny_gguf: Path, words: list[str]) ->
     done = CliRunner().invoke(cli, ["bench", str(tiny_gguf), *words])
     assert done.exit_code == 2
     assert "are for --on ssh:// or adb://" in done.stderr
+
+
+def test_an_export_is_verified_there(device: AdbDevice, tiny_model: Path, tmp_path: Path) -> None:
+    if TOOL is None:
+        pytest.skip("no llama-bench here; type: edgeadapt setup llama-tools")
+    out = tmp_path / "model.gguf"
+    words = ["export", "--base", tiny_model, "--device", "laptop-x86", "--quant", "Q8_0"]
+    words += ["--verify", device.url, "--llama-bench", TOOL, "--context", 64, "--out", out]
+    done = CliRunner().invoke(cli, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
+    (attempt,) = json.loads(done.stdout)["verification"]["attempts"]
+    measured = attempt["measured"]
+    assert (measured["runtime"], measured["prompt_tokens"]) == ("llama-bench", 32)
+    assert attempt["missed"] == [] and measured["decode_tps"] > 0 and measured["ttft_s"] > 0
+    assert measured["memory_bytes"] > out.stat().st_size
+    assert device.left_behind() == []
