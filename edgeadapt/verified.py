@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.artifact import Artifact
+from edgeadapt.bench.llama_bench import Imported
 from edgeadapt.bench.measurement import Failure, Measurement
 from edgeadapt.console import log
 from edgeadapt.converters.onnx.options import OnnxOptions, for_device
 from edgeadapt.devices import DeviceProfile
-from edgeadapt.errors import GateFailure, InputError, UnsupportedError
+from edgeadapt.errors import GateFailure, InputError
 from edgeadapt.export import ModelToExport, export
 from edgeadapt.files import write_json
 from edgeadapt.planner import Budget, Candidate, Plan, make_plan
@@ -99,6 +100,7 @@ def export_verified(
     out: Path,
     *,
     host: str,
+    llama_bench: Path | None = None,
     quantization: str | None = None,
     context: int | None = None,
     threads: int | None = None,
@@ -114,6 +116,7 @@ def export_verified(
         profile: the device.
         out: the file or folder to make.
         host: where to measure: `HERE`, or a URL as of `bench --on`.
+        llama_bench: a program here to measure with there; None: what is installed there.
         quantization: try this one alone.
         context: tokens of KV cache; the profile's default if None.
         threads: to export with; the benchmark takes the profile's.
@@ -138,7 +141,7 @@ def export_verified(
         options = onnx or OnnxOptions()
         if candidate.format == "onnx":
             options = for_device(options, profile, candidate.quantization)
-        trial = _Trial(candidate, plan, host, check, attempts)
+        trial = _Trial(candidate, plan, host, llama_bench, check, attempts)
         try:
             made = export(
                 model, candidate.format, candidate.quantization, out, threads=threads,
@@ -159,6 +162,7 @@ class _Trial:
     candidate: Candidate
     plan: Plan
     host: str
+    llama_bench: Path | None
     first: Check | None
     """Has to be content before anything is measured."""
     attempts: list[Attempt]
@@ -166,7 +170,7 @@ class _Trial:
     def __call__(self, artifact: Artifact) -> None:
         if self.first is not None:
             self.first(artifact)
-        attempt = _attempt(artifact.path, self.candidate, self.plan, self.host)
+        attempt = _attempt(artifact.path, self.candidate, self.plan, self.host, self.llama_bench)
         self.attempts.append(attempt)
         log.info("%s", attempt)
         if attempt.missed:
@@ -182,11 +186,24 @@ def _nothing_keeps(plan: Plan, attempts: Sequence[Attempt]) -> GateFailure:
     )
 
 
-def _attempt(path: Path, candidate: Candidate, plan: Plan, host: str) -> Attempt:
-    found = _here(path, candidate, plan) if host == HERE else _there(path, candidate, plan, host)
+def _attempt(
+    path: Path, candidate: Candidate, plan: Plan, host: str, llama_bench: Path | None
+) -> Attempt:
+    if host == HERE:
+        found: Measurement | Failure | Imported = _here(path, candidate, plan)
+    else:
+        found = _there(path, candidate, plan, host, llama_bench)
     if isinstance(found, Failure):
         return Attempt(candidate, None, (found.reason,))
-    measured = {
+    if isinstance(found, Imported):
+        measured = _of_llama_bench(found, candidate, plan)
+    else:
+        measured = _figures(found)
+    return Attempt(candidate, measured, tuple(_misses(measured, plan.budget)))
+
+
+def _figures(found: Measurement) -> dict[str, Any]:
+    return {
         "runtime": found.runtime.name,
         "cpu": found.machine.cpu,
         "threads": found.runtime.threads_in_use,
@@ -195,7 +212,28 @@ def _attempt(path: Path, candidate: Candidate, plan: Plan, host: str) -> Attempt
         "prompt_tokens": found.settings.prompt_tokens,
         "memory_bytes": found.memory.peak_rss,
     }
-    return Attempt(candidate, measured, tuple(_misses(measured, plan.budget)))
+
+
+def _of_llama_bench(found: Imported, candidate: Candidate, plan: Plan) -> dict[str, Any]:
+    """The same of llama-bench, decoding with the context half full, as predicted.
+
+    The time to the first token is that of the prompt. llama-bench makes its KV cache as long as its
+    longest test; what the plan's is longer is added as computed.
+    """
+    method, half = _method(candidate, plan), plan.context // 2
+    prompt, longest = method["prompt_tokens"], max(method["prompt_tokens"], method["decode_tokens"])
+    prefill = next(s.tps.median for s in found.prefill if s.depth == 0)
+    decode = next(s.tps.median for s in found.decode if s.depth == half)
+    rest = candidate.memory.cache * max(0.0, 1 - (half + longest) / plan.context)
+    return {
+        "runtime": "llama-bench",
+        "cpu": found.cpu,
+        "threads": found.threads,
+        "decode_tps": decode,
+        "ttft_s": prompt / prefill,
+        "prompt_tokens": prompt,
+        "memory_bytes": None if found.peak_rss is None else found.peak_rss + round(rest),
+    }
 
 
 def _misses(measured: dict[str, Any], budget: Budget) -> Iterator[str]:
@@ -234,15 +272,17 @@ def _here(path: Path, candidate: Candidate, plan: Plan) -> Measurement | Failure
     return records[0]
 
 
-def _there(path: Path, candidate: Candidate, plan: Plan, url: str) -> Measurement | Failure:
-    from edgeadapt.transports.bench import bench_on
+def _there(
+    path: Path, candidate: Candidate, plan: Plan, url: str, llama_bench: Path | None
+) -> Measurement | Failure | Imported:
+    from edgeadapt.transports.bench import Means, bench_on
 
+    means = Means(llama_bench, fast_cores=plan.profile.fast_cores)
+    method = _method(candidate, plan)
     typed = ["--runtime", candidate.runtime.name, "--threads", str(candidate.threads)]
-    for name, value in _method(candidate, plan).items():
+    for name, value in method.items():
         typed += [f"--{name.replace('_', '-')}", str(value)]
-    found = list(bench_on(url, [path], typed, {"threads": (candidate.threads,)}))
-    if len(found) != 1 or not isinstance(found[0], Measurement | Failure):
-        raise UnsupportedError(
-            f"{url} has llama-bench alone, which tells no memory; install edgeadapt there to verify"
-        )
-    return found[0]
+    values: dict[str, Any] = {name: value for name, value in method.items() if name != "context"}
+    values |= {"threads": (candidate.threads,), "depths": (0, plan.context // 2)}
+    (found,) = bench_on(url, [path], typed, values, means)
+    return found

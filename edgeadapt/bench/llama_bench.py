@@ -89,6 +89,11 @@ class Imported(BaseModel):
     gpu: str
     backends: str
     threads: int
+    cores: tuple[int, ...] = ()
+    """It was bound to these, where edgeadapt started it; else empty."""
+    peak_rss: int | None = None
+    """Bytes of memory of the whole process, mapped weights among them; of all tests of this model
+    together. Known where edgeadapt started it, on Linux and Android."""
     gpu_layers: int
     cache_types: str
     """Of keys and values in the KV cache."""

@@ -41,9 +41,13 @@ def _of_import(found: Imported) -> str:
     where = f"{found.cpu}{', ' if found.gpu else ''}{found.gpu}"
     return (
         f"{found.model.rsplit('/', 1)[-1]}: imported from llama-bench {found.build}, {where}, "
-        f"threads {found.threads}, backend {found.backends}; the columns show the first of: "
-        f"{'; '.join(tests) or 'none'} (medians, tok/s)."
+        f"threads {found.threads}{_on_cores(found.cores)}, backend {found.backends}; the columns "
+        f"show the first of: {'; '.join(tests) or 'none'} (medians, tok/s)."
     )
+
+
+def _on_cores(cores: Sequence[int]) -> str:
+    return f" on cores {', '.join(map(str, cores))}" if cores else ""
 
 
 def _disturbed(measurements: Sequence[Measurement]) -> list[str]:

@@ -94,6 +94,6 @@ def _table(measurements: Sequence[Measurement], imported: Sequence[Imported], wi
             "-",
             _spread(found.prefill[0].tps, digits=0) if found.prefill else "-",
             _spread(found.decode[0].tps) if found.decode else "-",
-            "-",
+            f"{found.peak_rss / _MB:.0f}" if found.peak_rss else "-",
         )
     return table

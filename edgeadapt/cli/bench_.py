@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeadapt.cli.bench_options import llama_bench_options, method_options
+from edgeadapt.cli.bench_options import elsewhere_options, llama_bench_options, method_options
 from edgeadapt.cli.common import end_when_asked, provider_option, standard
 from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError, RuntimeFailure
@@ -54,12 +54,7 @@ if TYPE_CHECKING:
 @method_options
 @llama_bench_options
 @click.option("--out", type=Path, help="Also write the measurements to this new JSON file.")
-@click.option(
-    "--on",
-    metavar="URL",
-    help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there]. Or try "
-    "whether it runs at all on an emulated CPU: qemu://cortex-a76.",
-)
+@elsewhere_options
 @standard
 def command(
     artifacts: tuple[Path, ...],
@@ -72,6 +67,8 @@ def command(
     llama_bench_json: Path | None,
     out: Path | None,
     on: str | None,
+    llama_bench: Path | None,
+    cores: tuple[int, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -88,14 +85,19 @@ def command(
       edgeadapt bench model.gguf onnx-folder --runtime all --threads 4
       edgeadapt bench model.gguf --threads sweep --depths 0,1024 --sustain 10m
       edgeadapt bench model.gguf --import from-the-board.json
+      edgeadapt bench model.gguf --on ssh://pi@raspberrypi
+      edgeadapt bench model.gguf --on adb:// --llama-bench android/bin/llama-bench
     """
     from edgeadapt.bench.llama_bench import read_llama_bench
     from edgeadapt.bench.series import bench_each
+    from edgeadapt.transports.bench import Means
     from edgeadapt.transports.options import elsewhere
 
     if not artifacts and not imports:
         raise InputError("nothing to measure; give an ARTIFACT, or --import a file of llama-bench")
     _check_new(out, llama_bench_json)
+    if (llama_bench or cores) and (on is None or on.startswith("qemu://")):
+        raise InputError("--llama-bench and --cores are for --on ssh:// or adb://")
     if on is not None and on.startswith("qemu://"):
         from edgeadapt.transports.proof import prove_and_show
 
@@ -104,7 +106,8 @@ def command(
     imported = [found for path in imports for found in read_llama_bench(path)]
     end_when_asked()
     records: list[Measurement | Failure] = []
-    bench = bench_each if on is None else elsewhere(on, imported)
+    means = Means(llama_bench, cores, _profile_cores(device))
+    bench = bench_each if on is None else elsewhere(on, imported, means)
     try:
         for _ in bench(
             artifacts,
@@ -135,6 +138,14 @@ def _profile_threads(device: str | None) -> tuple[int, ...]:
     from edgeadapt.devices import load_profile
 
     return (int(load_profile(device).threads.value),)
+
+
+def _profile_cores(device: str | None) -> int:
+    if device is None:
+        return 0
+    from edgeadapt.devices import load_profile
+
+    return load_profile(device).fast_cores
 
 
 def _write_llama_bench(path: Path | None, records: Sequence[Measurement | Failure]) -> None:

@@ -122,6 +122,13 @@ def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def elsewhere_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --on, --llama-bench and --cores."""
+    for option in reversed(_ELSEWHERE):
+        function = option(function)
+    return function
+
+
 def llama_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --import and --llama-bench-json."""
     for option in (
@@ -162,5 +169,33 @@ _METHOD = (
         "--memory-limit", type=_Read("SIZE", read_size),
         help="Memory of its own that the measured process may ask for, as 500M; the mapped model "
         "does not count (Linux).",
+    ),
+)  # fmt: skip
+
+
+def read_cores(text: str) -> tuple[int, ...]:
+    """See `parse_cores`."""
+    from edgeadapt.transports.cores import parse_cores
+
+    return parse_cores(text)
+
+
+_ELSEWHERE = (
+    click.option(
+        "--on",
+        metavar="URL",
+        help="Measure on another machine: ssh://user@host[:port][/path/of/edgeadapt/there], or a "
+        "phone or headset: adb://[serial]. Or try whether it runs at all on an emulated CPU: "
+        "qemu://cortex-a76.",
+    ),
+    click.option(
+        "--llama-bench", type=click.Path(path_type=Path), metavar="FILE",
+        help="With --on: copy this llama-bench, built for the device, and the libraries beside it, "
+        "and measure with it.",
+    ),
+    click.option(
+        "--cores", type=_Read("N-N,...", read_cores), default=(),
+        help="With --on: run on these CPU cores alone (taskset), as 4-7. By default llama-bench "
+        "there runs on the fast cores of --device, if it has others too.",
     ),
 )  # fmt: skip

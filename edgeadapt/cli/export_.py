@@ -58,9 +58,13 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--verify", metavar="HOST",
-    help="With --device: measure what was made, `here` or on ssh://user@host (see bench --on), and "
-    "take the plan's next candidate if it misses a budget of the profile. What was tried is "
-    "written beside it.",
+    help="With --device: measure what was made, `here`, on ssh://user@host or adb://serial (see "
+    "bench --on), and take the plan's next candidate if it misses a budget of the profile. What "
+    "was tried is written beside it.",
+)  # fmt: skip
+@click.option(
+    "--llama-bench", type=click.Path(path_type=Path), metavar="FILE",
+    help="With --verify URL: measure with this llama-bench, built for the device (see bench).",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
@@ -83,6 +87,7 @@ def command(
     onnx: OnnxOptions,
     parity: bool | None,
     verify: str | None,
+    llama_bench: Path | None,
     dry_run: bool,
     threads: int | None,
     out: Path,
@@ -125,13 +130,15 @@ def command(
             "--format, --calibrate, --imatrix, --tensor-type, --max-size, --split-max-size and "
             "--dry-run out"
         )
+    if llama_bench is not None and verify in (None, "here"):
+        raise InputError("--llama-bench goes with --verify ssh://... or adb://...")
     model = merging.open(base, adapter, revision, any_base)
     gate = ParityGate(model.folder, quick=parity is None)
     check = None if parity is False else gate
     if verify is not None and device is not None:
         verified = export_verified(
-            model, load_profile(device), out, host=verify, quantization=quant, context=context,
-            threads=threads, check=check, onnx=onnx,
+            model, load_profile(device), out, host=verify, llama_bench=llama_bench,
+            quantization=quant, context=context, threads=threads, check=check, onnx=onnx,
         )  # fmt: skip
         report(verified.artifact, None, as_json, parity=gate.report, verified=verified)
         return

@@ -14,11 +14,14 @@ from edgeadapt.errors import InputError
 
 SCHEMES = {
     "ssh": "edgeadapt.transports.ssh:SshTransport",
+    "adb": "edgeadapt.transports.adb:AdbTransport",
     "qemu": "edgeadapt.transports.qemu:QemuTransport",
 }
 """Scheme of the URL -> the class that is made from it."""
 
-_EXAMPLES = {"ssh": "ssh://user@host[:port]", "qemu": "qemu://cortex-a76"}
+_EXAMPLES = {
+    "ssh": "ssh://user@host[:port]", "adb": "adb://serial", "qemu": "qemu://cortex-a76",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Ended:
     stdout: bytes
     last_words: str
     """The last line of its stderr."""
+    stderr: tuple[str, ...] = ()
+    """Its last lines."""
+    peak_rss: int | None = None
+    """Bytes that it had in memory at most, mapped files among them, if that was gauged."""
 
 
 class Transport(ABC):
@@ -50,6 +57,10 @@ class Transport(ABC):
 
     name: str
     """What to call the other side in messages."""
+    cores: tuple[int, ...] = ()
+    """To run on these alone; empty for what the system there chooses."""
+    gauges_memory: bool = False
+    """Whether to see how much memory the program takes, since it does not tell."""
 
     def __enter__(self) -> Transport:
         self.connect()
@@ -75,6 +86,21 @@ class Transport(ABC):
     @abstractmethod
     def program(self) -> str:
         """Path there of the program that benchmarks: `edgeadapt` or `llama-bench`."""
+
+    def bring(self, program: Path) -> list[NeededFile]:
+        """Use a program from here instead of one there, before connecting.
+
+        Returns:
+            what is to be placed for that.
+
+        Raises:
+            InputError: it is not there, or cannot be brought along.
+        """
+        raise InputError(f"{self.name} takes no program along; leave --llama-bench out")
+
+    def fast_cores(self, count: int) -> tuple[int, ...]:
+        """The fastest cores there; none where they are not known, or do not differ."""
+        return ()
 
     @abstractmethod
     def place(self, files: Sequence[NeededFile]) -> int:

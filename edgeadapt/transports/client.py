@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import subprocess
 import threading
 import time
@@ -42,6 +43,7 @@ def talk(
     beat_s: float | None = None,
     timeout_s: float | None = None,
     show: bool = False,
+    hear: Callable[[bytes], None] | None = None,
 ) -> Finished:
     """Start a client, feed its stdin, and wait for its end.
 
@@ -55,6 +57,7 @@ def talk(
             default stdin is closed.
         timeout_s: close stdin after so many seconds, counted from the end of feeding.
         show: pass on lines of stderr as they come.
+        hear: gets what came on stdout as it comes, and nothing at its end; in a thread.
 
     Raises:
         HostFailure: the client is not installed.
@@ -65,7 +68,7 @@ def talk(
     assert process.stderr is not None
     stdout, stderr = bytearray(), collections.deque[str](maxlen=_STDERR_LINES)
     readers = [
-        threading.Thread(target=_collect, args=(process.stdout, stdout), daemon=True),
+        threading.Thread(target=_collect, args=(process.stdout, stdout, hear), daemon=True),
         threading.Thread(target=_listen, args=(process.stderr, stderr, show), daemon=True),
     ]
     timed_out = False
@@ -132,10 +135,14 @@ def _keep_open(process: subprocess.Popen[bytes], beat_s: float, timeout_s: float
             return False
 
 
-def _collect(stream: IO[bytes], into: bytearray) -> None:
+def _collect(stream: IO[bytes], into: bytearray, hear: Callable[[bytes], None] | None) -> None:
     with stream:
-        while chunk := stream.read(1 << 16):
+        while chunk := os.read(stream.fileno(), 1 << 16):
             into += chunk
+            if hear is not None:
+                hear(chunk)
+    if hear is not None:
+        hear(b"")
 
 
 def _listen(stream: IO[bytes], into: collections.deque[str], show: bool) -> None:

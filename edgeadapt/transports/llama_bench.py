@@ -11,6 +11,8 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.bench.llama_bench import Imported, read_llama_bench
 from edgeadapt.errors import HostFailure, InputError
 from edgeadapt.transports.base import Ended, Transport
+from edgeadapt.transports.scripts import KILLED
+from edgeadapt.worker_end import obituary
 
 _UNKNOWN = {
     "cold": "--cold", "context": "--context", "provider": "--provider", "adapter": "--adapter",
@@ -63,11 +65,14 @@ def read_there(transport: Transport, ended: Ended, there: Mapping[str, Artifact]
     """What it printed, under the paths here.
 
     Raises:
-        HostFailure: it failed, or printed something else.
+        RuntimeFailure: it failed.
+        HostFailure: it printed something else.
     """
     if ended.code:
-        raise HostFailure(
-            f"llama-bench on {transport.name}: {ended.last_words} (exit code {ended.code})"
+        signalled = 128 < ended.code < 160  # a shell's way to tell the signal
+        code = 128 - ended.code if signalled else ended.code
+        raise obituary(
+            f"llama-bench on {transport.name}", code, ended.stderr, KILLED in ended.stderr
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"llama-bench on {transport.name.replace('/', '_')}.json"
@@ -75,4 +80,5 @@ def read_there(transport: Transport, ended: Ended, there: Mapping[str, Artifact]
         found = read_llama_bench(path)
     if unknown := {record.model for record in found} - set(there):
         raise HostFailure(f"{transport.name} measured {unknown}, which is not what was sent")
-    return [r.model_copy(update={"model": str(there[r.model].path)}) for r in found]
+    seen = {"cores": transport.cores, "peak_rss": ended.peak_rss}
+    return [r.model_copy(update={"model": str(there[r.model].path), **seen}) for r in found]

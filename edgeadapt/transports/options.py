@@ -14,19 +14,23 @@ from edgeadapt.errors import InputError
 if TYPE_CHECKING:
     from edgeadapt.bench.llama_bench import Imported
     from edgeadapt.bench.measurement import Failure, Measurement
+    from edgeadapt.transports.bench import Means
 
 _STAYS_HERE = frozenset(
-    {"on", "out", "adapter", "imports", "llama_bench_json"}
+    {"on", "out", "adapter", "imports", "llama_bench_json", "llama_bench", "cores"}
     | {"as_json", "quiet", "verbose", "debug"}
 )
 
 
-def elsewhere(url: str, imported: list[Imported]) -> Callable[..., Iterator[Measurement | Failure]]:
+def elsewhere(
+    url: str, imported: list[Imported], means: Means
+) -> Callable[..., Iterator[Measurement | Failure]]:
     """`bench_each` on another machine, with the options that were typed for `edgeadapt bench`.
 
     Args:
         url: where.
         imported: what llama-bench measures there is appended here.
+        means: what to measure with there.
 
     Raises:
         InputError: an option cannot be handed on.
@@ -39,7 +43,7 @@ def elsewhere(url: str, imported: list[Imported]) -> Callable[..., Iterator[Meas
     def bench(
         artifacts: Sequence[Path], records: list[Measurement | Failure], **options: Any
     ) -> Iterator[Measurement | Failure]:
-        for found in bench_on(url, artifacts, typed, options):
+        for found in bench_on(url, artifacts, typed, options, means):
             if isinstance(found, Imported):
                 imported.append(found)
             else:

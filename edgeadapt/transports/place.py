@@ -13,6 +13,8 @@ from edgeadapt.files import sha256_file
 from edgeadapt.transports.base import NeededFile
 
 _CHUNK = 1 << 20
+_LIBRARIES = ("*llama*", "*ggml*", "libmtmd*", "libomp*", "libc++_shared*")
+"""Of a build of llama.cpp, beside the program or in `../lib`; each with `.so` in its name."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,25 @@ def needed_files(path: Path, place: str) -> tuple[str, list[NeededFile]]:
         return f"{place}/{root.name}", _needed(paths, names)
     paths = open_artifact(path).files if path.suffix == ".gguf" else [path]
     return f"{place}/{path.name}", _needed(paths, [f"{place}/{p.name}" for p in paths])
+
+
+def program_files(program: Path) -> list[NeededFile]:
+    """A program first, then the libraries of llama.cpp that lie beside it or in `../lib`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not program.is_file():
+        raise InputError(f"{program} does not exist; expected llama-bench, built for the device")
+    near = [
+        path
+        for folder in (program.parent, program.parent / ".." / "lib")
+        for pattern in _LIBRARIES
+        for path in sorted(folder.glob(f"{pattern}.so*"))
+        if path.is_file()
+    ]
+    libraries = list({path.name: path for path in reversed(near)}.values())
+    return _needed([program, *libraries], [path.name for path in (program, *libraries)])
 
 
 def _needed(paths: Sequence[Path], names: Sequence[str]) -> list[NeededFile]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transports.ssh_server import Link, free_port
+from tests.transports.link import Link, free_port
 
 USER, PASSWORD = "ada", "secret"
 _HTPASSWD = "ada:$2b$04$WwzhLnVSW81P.qWePIxhbOsND4lm/EFcq4nQxlbAzLGKvpGu106Du\n"

@@ -1,4 +1,4 @@
-"""One server for all tests of a module; each gets an empty cache there and an unbroken link."""
+"""One server for all tests; each gets an empty cache there and an unbroken link."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.transports.ssh_server import Link, SshServer, ssh_server, write_known_hosts
+from tests.transports.adb_device import AdbDevice, AdbServer, adb_server
+from tests.transports.link import Link
+from tests.transports.ssh_server import SshServer, ssh_server, write_known_hosts
 
 SIZE = 24_000_000
 
@@ -39,3 +41,23 @@ def big_file(tmp_path: Path) -> Path:
     path = tmp_path / "big.bin"
     path.write_bytes(os.urandom(SIZE))
     return path
+
+
+@pytest.fixture(scope="session")
+def running_adb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdbServer]:
+    with adb_server(tmp_path_factory.mktemp("adb")) as server:
+        yield server
+
+
+@pytest.fixture
+def device(
+    running_adb: AdbServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[AdbDevice]:
+    """A device that listens on the network; adb is not connected to it yet."""
+    monkeypatch.setenv("EDGEADAPT_ADB", running_adb.client)
+    folder = tmp_path / "device"
+    folder.mkdir()
+    found = AdbDevice(folder)
+    yield found
+    running_adb.adb("disconnect")
+    found.close()

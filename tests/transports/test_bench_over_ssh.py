@@ -19,7 +19,7 @@ from edgeadapt.bench.measurement import Measurement
 from edgeadapt.cli import cli
 from edgeadapt.errors import HostFailure
 from edgeadapt.files import sha256_file
-from edgeadapt.transports import ssh
+from edgeadapt.transports import shell
 from edgeadapt.transports.ssh import SshTransport
 from tests.transports.ssh_server import ROOT, SshServer
 
@@ -139,14 +139,14 @@ def test_after_silence_it_ends_there(
     server: SshServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Pulled cables close no connection: the program there has to notice by itself."""
-    monkeypatch.setattr(ssh, "BEAT_S", 0.2)
-    monkeypatch.setattr(ssh, "QUIET_S", 3.0)
+    monkeypatch.setattr(shell, "BEAT_S", 0.2)
+    monkeypatch.setattr(shell, "QUIET_S", 3.0)
     nap = server.program("nap", f"echo $$ >{server.folder}/pid; sleep 5; {sys.executable} -V")
     with SshTransport(server.url(nap)) as there:
         assert (
             b"Python" in there.run([], [], timeout_s=None).stdout
         )  # longer than the silence allowed
-        monkeypatch.setattr(ssh, "BEAT_S", 8.0)
+        monkeypatch.setattr(shell, "BEAT_S", 8.0)
         assert there.run([], [], timeout_s=None).code == 143
     assert_clean(server, far_processes(server))
 
