@@ -43,6 +43,7 @@ from edgeadapt.converters.gguf.imatrix import Entry, Imatrix, read_imatrix, writ
 from edgeadapt.devices import read_entry
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.gguf_io import GgufFile
+from edgeadapt.prefix import Prefix, read_prefix, write_prefix
 from edgeadapt.recipe import load_recipe
 from edgeadapt.registry.artifact import Layer, artifact_bytes, parse_artifact
 from edgeadapt.safetensors_io import SafetensorsFile
@@ -176,6 +177,21 @@ def _safetensors_seeds(folder: Path) -> list[bytes]:
     return [save(arrays), save({}), save(arrays, {"format": "pt"})]
 
 
+def _read_prefix(folder: Path) -> None:
+    read_prefix(folder / "x.safetensors")
+
+
+def _prefix_seeds(folder: Path) -> list[bytes]:
+    random = np.random.default_rng(0)
+    keys, values = random.normal(size=(2, 2, 1, 3, 4)).astype(np.float32)
+    found = []
+    for number, base in enumerate((None, "ab" * 32)):
+        path = folder / f"{number}.safetensors"
+        write_prefix(Prefix(keys, values, base), path)
+        found.append(path.read_bytes())
+    return found
+
+
 def _read_adapter(folder: Path) -> None:
     weights = folder / "adapter_model.safetensors"
     if not weights.exists():
@@ -279,6 +295,7 @@ TARGETS = {
     for target in (
         Target("gguf", _read_gguf, "x.gguf", _gguf_seeds),
         Target("safetensors", _read_safetensors, "x.safetensors", _safetensors_seeds),
+        Target("prefix", _read_prefix, "x.safetensors", _prefix_seeds),
         Target("adapter", _read_adapter, "adapter_config.json", _adapter_seeds),
         Target("recipe", lambda f: load_recipe(str(f / "r.yaml")), "r.yaml", lambda _: [_RECIPE]),
         Target("profile", lambda f: read_entry(f / "p.yaml"), "p.yaml", _profile_seeds),
