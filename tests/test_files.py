@@ -92,6 +92,26 @@ def test_what_exists_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def test_what_was_to_be_replaced_is_no_leftover(tmp_path: Path) -> None:
+    final = tmp_path / "stage"
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from edgeadapt.files import atomic_folder\n"
+        "rename, final = Path.rename, Path(sys.argv[1])\n"
+        "def renamed(self, target):\n"
+        "    if target == final: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return rename(self, target)\n"
+        "Path.rename = renamed\n"
+        "with atomic_folder(final, overwrite=True) as partial: pass"
+    )
+    final.mkdir()
+    killed = subprocess.run([sys.executable, "-c", code, str(final)])
+    assert killed.returncode == -9 and not final.exists()  # between its two renames
+    with atomic_folder(final, overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
 SLOW_EXPORT = """
 import os, sys, time
 from edgeadapt.cli import cli

@@ -65,6 +65,34 @@ def test_a_failed_stage_leaves_no_finished_folder(tmp_path: Path) -> None:
     assert found == [True]  # with resume, what was begun is still there
 
 
+DIES_AT_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from edgeadapt.pipeline import workspace
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "record":
+    Path.replace = die
+else:
+    workspace.publish_folder = die
+space = workspace.Workspace(Path(sys.argv[1]), resume=True)
+space.stage("s", {}, lambda folder: (folder / "result").write_text("xyz"))
+"""
+
+
+@pytest.mark.parametrize("moment", ["record", "publish"])
+def test_a_stage_killed_at_its_very_end_is_done_once_more_and_then_done(
+    moment: str, tmp_path: Path
+) -> None:
+    def work(folder: Path) -> None:
+        (folder / "result").write_text("xyz")
+
+    killed = subprocess.run([sys.executable, "-c", DIES_AT_THE_END, str(tmp_path), moment])
+    assert killed.returncode == -9
+    folder = Workspace(tmp_path, resume=True).stage("s", {}, work).folder
+    assert sorted(path.name for path in folder.iterdir()) == ["result", "stage.json"]
+    assert Workspace(tmp_path, resume=True).stage("s", {}, work).reused
+
+
 def test_bad_input_leaves_nothing_of_a_stage(tmp_path: Path) -> None:
     def refuse(folder: Path) -> None:
         (folder / "half").write_text("x")
