@@ -16,6 +16,7 @@ from edgeadapt import __version__
 from edgeadapt.console import log
 from edgeadapt.errors import EdgeAdaptError, GateFailure, InputError
 from edgeadapt.files import publish_folder, read_json, sha256_json, write_json
+from edgeadapt.leftovers import sweep_folder
 
 RECORD = "stage.json"
 SCHEMA_VERSION = 1
@@ -76,6 +77,8 @@ class Workspace:
             shutil.rmtree(partial)
         begun_before = partial.exists()
         partial.mkdir(parents=True, exist_ok=True)
+        sweep_folder(partial)
+        (partial / RECORD).unlink(missing_ok=True)  # it was killed between this and its new name
         log.info("== %s", name)
         start = time.monotonic()
         try:
