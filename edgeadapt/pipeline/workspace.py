@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -112,17 +113,21 @@ def locked(root: Path) -> Iterator[None]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = (root / ".lock").open("w")
+        handle = (root / ".lock").open("a+")
     except OSError as error:
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            handle.seek(0)
             raise InputError(
-                f"another edgeadapt run is working in {root}; wait for it, or choose another "
-                "name in the recipe"
+                f"another edgeadapt run (process {handle.read().strip() or 'unknown'}) is working "
+                f"in {root}; wait for it, or choose another name in the recipe"
             ) from error
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
         yield
 
 

@@ -130,8 +130,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another edgeadapt run"), locked(tmp_path):
+        named = rf"another edgeadapt run \(process {other.pid}\)"
+        with pytest.raises(InputError, match=named), locked(tmp_path):
             pass
+        with pytest.raises(InputError, match=named), locked(tmp_path):
+            pass  # the first refusal has not changed the lock
         other.kill()  # the lock goes with the process
     with locked(tmp_path):
         pass
