@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.errors import CorruptFileError, InputError
-from edgeadapt.leftovers import partial_of, sweep
+from edgeadapt.leftovers import partial_of, sweep, sweep_folder, sweep_scratch
 
 _CHUNK = 1 << 20
 
@@ -23,6 +23,14 @@ def cache_dir() -> Path:
     if root:
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edgeadapt"
+
+
+def sweep_cache() -> None:
+    """Remove what killed processes left half-written in the cache, and among temporary files."""
+    root = cache_dir()
+    for folder in (root, *root.glob("*/"), *root.glob("*/*/")):
+        sweep_folder(folder)
+    sweep_scratch()
 
 
 def sha256_file(path: Path) -> str:

@@ -68,6 +68,29 @@ def sweep_folder(folder: Path) -> None:
         _sweep(folder, ".+")
 
 
+@contextlib.contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """A temporary folder in the system's place for them, that is gone at the end.
+
+    What a killed process left there for the same purpose is removed first.
+
+    Args:
+        purpose: a word for the folder's name.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    place = Path(tempfile.gettempdir()) / f"edgeadapt-{purpose}"
+    sweep(place)
+    with partial_of(place, folder=True) as folder:
+        yield folder
+
+
+def sweep_scratch() -> None:
+    """Remove what killed processes left in the system's place for temporary files."""
+    _sweep(Path(tempfile.gettempdir()), "edgeadapt-.+")
+
+
 def _sweep(folder: Path, name: str) -> None:
     if fcntl is None:
         return
