@@ -68,7 +68,7 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
     find_task(recipe, inputs)
     with locked(root):
         sweep_cache()
-        space = Workspace(root, resume=resume)
+        space = Workspace(root, resume=resume, check_inputs=inputs.watched.check)
         results = Results(recipe, inputs)
         model = _adapt(space, recipe, inputs, results)
         if model.adapter is not None:

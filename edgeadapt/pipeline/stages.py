@@ -74,7 +74,7 @@ def train_stage(space: Workspace, recipe: Recipe, inputs: Inputs) -> tuple[Adapt
             )  # fmt: skip
         shutil.rmtree(folder / "work", ignore_errors=True)
 
-    result = space.stage("train", key, work, tools=TRAINING_TOOLS)
+    result = space.stage("train", key, work, tools=TRAINING_TOOLS, reads_first=True)
     return adapted(result.folder / "adapter"), result
 
 

@@ -39,9 +39,13 @@ class StageResult:
 class Workspace:
     """The folder of one run: finished stages, and the beginnings of the one under way."""
 
-    def __init__(self, root: Path, *, resume: bool) -> None:
+    def __init__(
+        self, root: Path, *, resume: bool, check_inputs: Callable[[], None] = lambda: None
+    ) -> None:
         self.root = root
         self.resume = resume
+        self.check_inputs = check_inputs
+        """Raises `InputError` if what the run was given is not what it was."""
 
     def stage(
         self,
@@ -50,6 +54,7 @@ class Workspace:
         work: Callable[[Path], None],
         *,
         tools: Sequence[str] = (),
+        reads_first: bool = False,
     ) -> StageResult:
         """Run `work` in a folder of its own, unless it was done before with the same inputs.
 
@@ -58,6 +63,8 @@ class Workspace:
             inputs: JSON-serializable; everything that determines the result.
             work: fills the folder. After a kill and with `resume` it finds what it left there.
             tools: packages whose versions count as inputs.
+            reads_first: long work that has read its inputs soon after it began; what becomes of
+                them later does not spoil it.
 
         Raises:
             EdgeAdaptError: as `work`; after an `InputError` or a failed gate nothing new is left of
@@ -83,7 +90,7 @@ class Workspace:
         log.info("== %s", name)
         start = time.monotonic()
         try:
-            work(partial)
+            self._do(work, partial, reads_first)
         except (
             InputError,
             GateFailure,
@@ -102,6 +109,24 @@ class Workspace:
         write_json(partial / RECORD, record)
         publish_folder(partial, folder)
         return StageResult(folder, seconds, reused=False)
+
+    def _do(self, work: Callable[[Path], None], partial: Path, reads_first: bool) -> None:
+        self.check_inputs()
+        try:
+            work(partial)
+        except (EdgeAdaptError, OSError) as error:
+            try:
+                self.check_inputs()
+            except InputError as cause:
+                raise cause from error
+            raise
+        if reads_first:
+            return
+        try:
+            self.check_inputs()
+        except InputError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 @contextlib.contextmanager
