@@ -6,19 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeadapt.errors import CorruptFileError, InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows: leftovers of killed processes stay
-    fcntl = None  # type: ignore[assignment]
+from edgeadapt.leftovers import partial_of, sweep, sweep_folder, sweep_scratch
 
 _CHUNK = 1 << 20
 
@@ -29,6 +23,14 @@ def cache_dir() -> Path:
     if root:
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edgeadapt"
+
+
+def sweep_cache() -> None:
+    """Remove what killed processes left half-written in the cache, and among temporary files."""
+    root = cache_dir()
+    for folder in (root, *root.glob("*/"), *root.glob("*/*/")):
+        sweep_folder(folder)
+    sweep_scratch()
 
 
 def sha256_file(path: Path) -> str:
@@ -134,9 +136,9 @@ def atomic_files(finals: Sequence[Path], *, overwrite: bool = False) -> Iterator
     """
     for final in finals:
         _free_to_write(final, overwrite)
-        _sweep(final)
+        sweep(final)
     with contextlib.ExitStack() as stack:
-        partials = [stack.enter_context(_partial(final, folder=False)) for final in finals]
+        partials = [stack.enter_context(partial_of(final, folder=False)) for final in finals]
         yield partials
         for partial in partials:
             partial.chmod(0o666 & ~_umask())
@@ -162,8 +164,8 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: `final` exists and `overwrite` is false, or its parent cannot be made.
     """
     _free_to_write(final, overwrite)
-    _sweep(final)
-    with _partial(final, folder=True) as partial:
+    sweep(final)
+    with partial_of(final, folder=True) as partial:
         yield partial
         partial.chmod(0o777 & ~_umask())
         publish_folder(partial, final)
@@ -180,8 +182,8 @@ def staged(final: Path) -> Iterator[Path]:
         InputError: `final` exists, or its parent cannot be made.
     """
     _free_to_write(final, overwrite=False)
-    _sweep(final)
-    with _partial(final, folder=True) as folder:
+    sweep(final)
+    with partial_of(final, folder=True) as folder:
         yield folder / final.name
 
 
@@ -200,69 +202,6 @@ def publish(paths: Sequence[Path], folder: Path) -> list[Path]:
     return finals
 
 
-@contextlib.contextmanager
-def _partial(final: Path, *, folder: bool) -> Iterator[Path]:
-    """A new temporary sibling, locked while this process lives, and removed at the end."""
-    while True:
-        partial, handle = _new_sibling(final, folder)
-        try:
-            # another process may have swept it away between the two calls: then once more
-            if not _lock(handle, wait=True) or partial.exists():
-                yield partial
-                return
-        finally:
-            if handle is not None:
-                os.close(handle)
-            if folder:
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink(missing_ok=True)
-
-
-def _new_sibling(final: Path, folder: bool) -> tuple[Path, int | None]:
-    prefix, suffix = f".{final.name}.", ".partial"
-    try:
-        if folder:
-            path = Path(tempfile.mkdtemp(suffix, prefix, final.parent))
-            return path, os.open(path, os.O_RDONLY) if fcntl else None
-        handle, name = tempfile.mkstemp(suffix, prefix, final.parent)
-        return Path(name), handle
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {final.parent}: {error.strerror or error}; choose another --out"
-        ) from error
-
-
-def _sweep(final: Path) -> None:
-    """Remove what killed processes left for this name: nobody holds its lock any more."""
-    if fcntl is None:
-        return
-    pattern = re.compile(re.escape(f".{final.name}.") + r"[a-z0-9_]+\.partial")
-    for path in [p for p in final.parent.iterdir() if pattern.fullmatch(p.name)]:
-        with contextlib.suppress(OSError):  # it is another user's, or gone already
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                if not _lock(handle, wait=False):
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
-            finally:
-                os.close(handle)
-
-
-def _lock(handle: int | None, *, wait: bool) -> bool:
-    """Take the lock of an open file; false where there is none to have."""
-    if fcntl is None or handle is None:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # held by another process, or a file system without locks
-        return False
-    return True
-
-
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
@@ -270,15 +209,23 @@ def _umask() -> int:
 
 
 def publish_folder(partial: Path, final: Path) -> None:
-    """Fsync every file below `partial`, then rename it to `final`, replacing what stood there."""
+    """Fsync every file below `partial`, then rename it to `final`, replacing what stood there.
+
+    If it cannot be renamed, what stood there stays. What a killed process left behind of an earlier
+    replacement is removed.
+    """
     for path in partial.rglob("*"):
         if path.is_file() and not path.is_symlink():
             fsync(path)
+    sweep(final)
     if final.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-        final.rename(old / final.name)
-        partial.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        with partial_of(final, folder=True) as old:
+            final.rename(old / final.name)
+            try:
+                partial.rename(final)
+            except OSError:
+                (old / final.name).rename(final)
+                raise
     else:
         partial.rename(final)
     fsync(final.parent)

@@ -172,8 +172,8 @@ class _Trial:
             self.first(artifact)
         attempt = _attempt(artifact.path, self.candidate, self.plan, self.host, self.llama_bench)
         self.attempts.append(attempt)
-        log.info("%s", attempt)
         if attempt.missed:
+            log.info("%s", attempt)  # the result tells of the one that is kept
             raise _Missed
 
 

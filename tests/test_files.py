@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from edgeadapt.errors import InputError
-from edgeadapt.files import atomic_file, atomic_files, atomic_folder
+from edgeadapt.files import atomic_file, atomic_files, atomic_folder, sweep_cache
+from edgeadapt.leftovers import scratch
 
 HANG = """
 import os, sys, time
@@ -90,6 +92,48 @@ def test_what_exists_stays(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists"), atomic_files([tmp_path / "a", tmp_path / "b"]):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_what_was_to_be_replaced_is_no_leftover(tmp_path: Path) -> None:
+    final = tmp_path / "stage"
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from edgeadapt.files import atomic_folder\n"
+        "rename, final = Path.rename, Path(sys.argv[1])\n"
+        "def renamed(self, target):\n"
+        "    if target == final: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return rename(self, target)\n"
+        "Path.rename = renamed\n"
+        "with atomic_folder(final, overwrite=True) as partial: pass"
+    )
+    final.mkdir()
+    killed = subprocess.run([sys.executable, "-c", code, str(final)])
+    assert killed.returncode == -9 and not final.exists()  # between its two renames
+    with atomic_folder(final, overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_scratch_and_cache_of_killed_processes_go(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, left = hang("atomic_folder", tmp_path / "edgeadapt-merge")
+    cached, half = hang("atomic_file", own_cache / "imatrix/0123/m.gguf")
+    alive, busy = hang("atomic_file", own_cache / "imatrix/0123/n.gguf")
+    for process in (dead, cached):
+        process.kill()
+        process.wait()
+    try:
+        with scratch("base") as folder:
+            assert folder.is_dir() and left.exists()  # that was for another purpose
+            sweep_cache()
+            assert folder.is_dir()
+        assert not left.exists() and not half.exists() and busy.exists()
+    finally:
+        alive.kill()
+        alive.wait()
+    assert not folder.exists()
 
 
 SLOW_EXPORT = """

@@ -105,6 +105,32 @@ def test_the_next_candidate_is_taken_where_one_misses_or_fails(
     assert left(tmp_path) == ["model.gguf", "model.gguf" + SUFFIX]
 
 
+def test_each_attempt_is_told_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, tried = verified._here, []
+
+    def as_if(path: Path, candidate: Candidate, plan: Any) -> Measurement | Failure:
+        """The first candidate dies."""
+        tried.append(candidate.quantization)
+        if len(tried) > 1:
+            return measured(path, candidate, plan)
+        return Failure(
+            outcome="out_of_memory", reason="it ran out of memory", artifact=str(path),
+            runtime="llama-cpp", threads=1, seconds=1.0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(verified, "_here", as_if)
+    profile = tmp_path / "board.yaml"
+    profile.write_text(profile_yaml(device()))
+    words = ["export", "--base", tiny_model, "--device", profile, "--verify", "here"]
+    words += ["--context", 128, "--out", tmp_path / "model.gguf"]
+    told = CliRunner().invoke(cli, [*map(str, words)])
+    assert told.exit_code == 0 and len(tried) == 2, told.output
+    assert told.output.count("it ran out of memory") == 1
+    assert told.output.count("tokens a second, ") == 1
+
+
 def test_from_the_command_line(tiny_model: Path, tmp_path: Path) -> None:
     profile = tmp_path / "board.yaml"
     profile.write_text(profile_yaml(device(min_decode_tps=0.001)))

@@ -84,8 +84,8 @@ def report(
         emit(reason)
     if allocation is not None:
         emit(allocation.table())
-    for attempt in verified.attempts if verified else ():
-        emit(str(attempt))
+    if verified is not None:
+        emit(str(verified.attempts[-1]))  # those before it were told when they missed
     size = artifact.size_bytes / 2**20
     emit(f"{artifact.path}: {artifact.format} {artifact.quantization}, {size:.1f} MiB")
     if parity is not None and parity.checked:

@@ -6,7 +6,6 @@ a few numbers for each token, in a file.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgeadapt.data.encode import Encoded
 from edgeadapt.fidelity.metrics import TokenDivergence, TokenEffect, TokenScores, diverge_rows, join
 from edgeadapt.fidelity.references import Reference
 from edgeadapt.jobs import artifact_payload, open_session
+from edgeadapt.leftovers import scratch
 from edgeadapt.runtimes.registry import get_runtime
 from edgeadapt.setup.llama_cpp import build_record
 from edgeadapt.worker import Progress, run_job
@@ -61,19 +61,19 @@ def compare(
         InputError: the artifact cannot be opened.
         RuntimeFailure: the child died, timed out or failed.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeadapt-compare-") as folder:
+    with scratch("compare") as folder:
         payload = artifact_payload(
             path, engine.adapter, runtime=engine.runtime, threads=engine.threads
         ) | {
             "sequences": [{"ids": e.ids, "counts": e.scored} for e in encoded],
             "reference": str(reference.folder),
             "base": base and str(base.folder),
-            "out": folder,
+            "out": str(folder),
         }
         total = sum(len(example.ids) for example in encoded)
         with progress(title, total, "tokens") as advance:
             run_job("compare", payload, timeout_s=engine.timeout_s, on_progress=advance)
-        return read_divergence(Path(folder) / _FILE)
+        return read_divergence(folder / _FILE)
 
 
 def run_compare(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Which is better differs from model to model, so both are measured beside the liv
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from edgeadapt.fidelity.models import live_model
 from edgeadapt.fidelity.references import Reference, find_references, sequence_numbers, targets
 from edgeadapt.fidelity.task import Task, measure_task
 from edgeadapt.fidelity.text import held_out_text
+from edgeadapt.leftovers import scratch
 from edgeadapt.merge import merge_to_folder
 from edgeadapt.tokenizer import ModelTokenizer
 
@@ -264,8 +264,8 @@ def _task_figures(
         model = open_model(
             str(base), adapter, any_base=True, merge_onto=onto, trained_on=settings.trained_on
         )
-        with tempfile.TemporaryDirectory(prefix="edgeadapt-merge-") as scratch:
-            merged = merge_to_folder(model, Path(scratch) / "merged").path
+        with scratch("merge") as folder:
+            merged = merge_to_folder(model, folder / "merged").path
             result = measure_task(
                 merged, task, ModelTokenizer.from_folder(merged),
                 engine=Engine("torch", settings.threads), label=f"the merge onto the {onto} base",

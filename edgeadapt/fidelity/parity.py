@@ -10,7 +10,6 @@ answer in its place, and transformers is asked only if an engine then seems to b
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -25,6 +24,7 @@ from edgeadapt.fidelity import chats
 from edgeadapt.fidelity.gates import Verdict, verdict_record
 from edgeadapt.fidelity.parity_compare import Mismatch, compare
 from edgeadapt.files import cache_dir, read_json, sha256_file, sha256_json, write_json
+from edgeadapt.leftovers import scratch
 from edgeadapt.runtimes.registry import get_runtime, runtimes_for
 from edgeadapt.tokenizer import TOKENIZER_FILES
 from edgeadapt.worker import run_job
@@ -282,8 +282,8 @@ def _of_engine(
     """
     if artifact.format != "onnx":
         return set()
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "original"
+    with scratch("parity") as place:
+        copy = place / "original"
         copy.mkdir()
         for path in artifact.path.iterdir():
             if path.is_file() and path.name not in TOKENIZER_FILES:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from edgeadapt.fidelity.compare import (
 from edgeadapt.fidelity.metrics import TokenDivergence
 from edgeadapt.fidelity.references import Reference
 from edgeadapt.files import atomic_file, cache_dir, sha256_json
+from edgeadapt.leftovers import scratch
 from edgeadapt.runtimes.registry import preferred_runtime
 
 FLOAT = frozenset({"F32", "F16", "BF16", "fp32", "fp16", "float32", "float16", "bfloat16"})
@@ -96,8 +96,8 @@ def quantized_base(
         for name in dict.fromkeys([runtime, *others])
     }
     if not stored[runtime].is_file():
-        with tempfile.TemporaryDirectory(prefix="edgeadapt-base-") as scratch:
-            plain = _export(folder, artifact, options, Path(scratch))
+        with scratch("base") as place:
+            plain = _export(folder, artifact, options, place)
             if plain is None:
                 return None
             for name, path in stored.items():

@@ -19,6 +19,7 @@ from edgeadapt.fidelity.merge_base import MergeChoice
 from edgeadapt.fidelity.task import Task, check_task
 from edgeadapt.fidelity.text import held_out_text, is_text
 from edgeadapt.files import read_json
+from edgeadapt.pipeline.watched import Watched
 from edgeadapt.recipe import Recipe
 from edgeadapt.tokenizer import ModelTokenizer
 
@@ -32,6 +33,8 @@ class Inputs:
     train_data: Path | None
     held_out: Path | None
     adapter: Path | None
+    watched: Watched
+    """All of these."""
 
     @property
     def texts(self) -> Path:
@@ -90,7 +93,8 @@ def find_inputs(recipe: Recipe) -> Inputs:
         load_examples(train_data)  # a malformed row is better named now
     adapter = Path(recipe.adapter).expanduser() if recipe.adapter else None
     base = resolve_base(recipe.base, revision=recipe.revision)
-    return Inputs(base, base_hash(base), train_data, held_out, adapter)
+    watched = Watched([path for path in (base, train_data, held_out, adapter) if path])
+    return Inputs(base, base_hash(base), train_data, held_out, adapter, watched)
 
 
 def adapted(path: Path) -> Adapted:

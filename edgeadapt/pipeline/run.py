@@ -10,6 +10,7 @@ from edgeadapt.converters.onnx.options import OnnxOptions, for_device
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, open_model
+from edgeadapt.files import sweep_cache
 from edgeadapt.pipeline import stages
 from edgeadapt.pipeline.inputs import (
     Adapted,
@@ -66,7 +67,8 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
     held_out = held_out_sequences(recipe, inputs)
     find_task(recipe, inputs)
     with locked(root):
-        space = Workspace(root, resume=resume)
+        sweep_cache()
+        space = Workspace(root, resume=resume, check_inputs=inputs.watched.check)
         results = Results(recipe, inputs)
         model = _adapt(space, recipe, inputs, results)
         if model.adapter is not None:
@@ -99,6 +101,7 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
             )
             results.add_measurement(bench)
         results.add_predictions(source.source, stages.machine_stage(space))
+        log.info("== report")
         results.save(root)
         write_reports(results.document(), root)
     return results

@@ -43,6 +43,7 @@ from edgeadapt.runtimes.registry import installed_runtimes
 
 TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 PARITY = "parity.json"
+ALLOCATION = "allocation.json"
 PROFILE = "profile.yaml"
 REFERENCE_TOOLS = ("torch", "transformers")
 EXPORT_TOOLS = {
@@ -73,7 +74,7 @@ def train_stage(space: Workspace, recipe: Recipe, inputs: Inputs) -> tuple[Adapt
             )  # fmt: skip
         shutil.rmtree(folder / "work", ignore_errors=True)
 
-    result = space.stage("train", key, work, tools=TRAINING_TOOLS)
+    result = space.stage("train", key, work, tools=TRAINING_TOOLS, reads_first=True)
     return adapted(result.folder / "adapter"), result
 
 
@@ -209,8 +210,8 @@ def export_stage(
         from edgeadapt.allocation.allocate import allocate
 
         chosen = allocate(source, inputs.train_data, max_size)
+        write_json(folder / ALLOCATION, chosen.document())  # first: the artifact says it is done
         export(source, format, chosen.mix, path, options=chosen.options(), check=check)
-        write_json(folder / "allocation.json", chosen.document())
 
     tools = EXPORT_TOOLS.get(format, ())
     if max_size is not None:

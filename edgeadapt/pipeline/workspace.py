@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from edgeadapt import __version__
 from edgeadapt.console import log
 from edgeadapt.errors import EdgeAdaptError, GateFailure, InputError
 from edgeadapt.files import publish_folder, read_json, sha256_json, write_json
+from edgeadapt.leftovers import sweep_folder
 
 RECORD = "stage.json"
 SCHEMA_VERSION = 1
@@ -37,9 +39,13 @@ class StageResult:
 class Workspace:
     """The folder of one run: finished stages, and the beginnings of the one under way."""
 
-    def __init__(self, root: Path, *, resume: bool) -> None:
+    def __init__(
+        self, root: Path, *, resume: bool, check_inputs: Callable[[], None] = lambda: None
+    ) -> None:
         self.root = root
         self.resume = resume
+        self.check_inputs = check_inputs
+        """Raises `InputError` if what the run was given is not what it was."""
 
     def stage(
         self,
@@ -48,6 +54,7 @@ class Workspace:
         work: Callable[[Path], None],
         *,
         tools: Sequence[str] = (),
+        reads_first: bool = False,
     ) -> StageResult:
         """Run `work` in a folder of its own, unless it was done before with the same inputs.
 
@@ -56,6 +63,8 @@ class Workspace:
             inputs: JSON-serializable; everything that determines the result.
             work: fills the folder. After a kill and with `resume` it finds what it left there.
             tools: packages whose versions count as inputs.
+            reads_first: long work that has read its inputs soon after it began; what becomes of
+                them later does not spoil it.
 
         Raises:
             EdgeAdaptError: as `work`; after an `InputError` or a failed gate nothing new is left of
@@ -76,10 +85,12 @@ class Workspace:
             shutil.rmtree(partial)
         begun_before = partial.exists()
         partial.mkdir(parents=True, exist_ok=True)
+        sweep_folder(partial)
+        (partial / RECORD).unlink(missing_ok=True)  # it was killed between this and its new name
         log.info("== %s", name)
         start = time.monotonic()
         try:
-            work(partial)
+            self._do(work, partial, reads_first)
         except (
             InputError,
             GateFailure,
@@ -99,6 +110,24 @@ class Workspace:
         publish_folder(partial, folder)
         return StageResult(folder, seconds, reused=False)
 
+    def _do(self, work: Callable[[Path], None], partial: Path, reads_first: bool) -> None:
+        self.check_inputs()
+        try:
+            work(partial)
+        except (EdgeAdaptError, OSError) as error:
+            try:
+                self.check_inputs()
+            except InputError as cause:
+                raise cause from error
+            raise
+        if reads_first:
+            return
+        try:
+            self.check_inputs()
+        except InputError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
@@ -109,17 +138,21 @@ def locked(root: Path) -> Iterator[None]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = (root / ".lock").open("w")
+        handle = (root / ".lock").open("a+")
     except OSError as error:
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            handle.seek(0)
             raise InputError(
-                f"another edgeadapt run is working in {root}; wait for it, or choose another "
-                "name in the recipe"
+                f"another edgeadapt run (process {handle.read().strip() or 'unknown'}) is working "
+                f"in {root}; wait for it, or choose another name in the recipe"
             ) from error
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
         yield
 
 

@@ -215,11 +215,6 @@ def _costs(c: Candidate) -> tuple[float, float, float]:
     return c.memory.total, -c.decode.median, c.loss.middle if c.loss else 1.0
 
 
-def shortfall(candidate: Candidate, budget: Budget) -> float:
-    """GiB that a candidate needs beyond the budget."""
-    return candidate.memory.gib - budget.memory_gib
-
-
 def context_that_fits(candidate: Candidate, context: int, budget: Budget) -> int:
     """Longest context with which it would fit; 0 if none does."""
     if not candidate.memory.cache:

@@ -77,6 +77,22 @@ def _targets(settings: TrainSettings) -> str | list[str]:
     return targets if isinstance(targets, str) else list(targets)
 
 
+def settle_configs(model: Any, base: str) -> None:
+    """Make the PEFT configs of a trained model say what it is for, each time in the same bytes.
+
+    Args:
+        model: a PEFT model.
+        base: what its base is called.
+    """
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+        config.inference_mode = True
+        # PEFT keeps names in sets, whose order differs from process to process.
+        for name, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))
+
+
 METHODS: dict[str, Method] = {
     "qlora": Method("LoRA on a base in NF4 (arXiv 2305.14314)", True, 2e-4, _lora()),
     "lora": Method("low-rank updates (arXiv 2106.09685)", False, 2e-4, _lora()),

@@ -26,7 +26,7 @@ from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import atomic_folder, write_json
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
 from edgeadapt.training.checkpoints import WorkFolder
-from edgeadapt.training.methods import METHODS, Method
+from edgeadapt.training.methods import METHODS, Method, settle_configs
 from edgeadapt.training.quantization import (
     bitsandbytes_config,
     detect_nf4_settings,
@@ -281,9 +281,7 @@ class _Run:
                 if (self.base / name).is_file():
                     shutil.copyfile(self.base / name, folder / name)
             return
-        for adapter in model.peft_config.values():
-            adapter.base_model_name_or_path = self.base_spec
-            adapter.inference_mode = True
+        settle_configs(model, self.base_spec)
         # Embeddings are never changed here; left to itself PEFT asks a hub whether they were.
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty form for a hub

@@ -14,7 +14,10 @@ from click.testing import CliRunner
 from edgeadapt.artifact import open_artifact
 from edgeadapt.cli import cli
 from edgeadapt.errors import InputError
-from edgeadapt.pipeline import run_recipe
+from edgeadapt.export import export, open_model
+from edgeadapt.pipeline import run_recipe, stages
+from edgeadapt.pipeline.inputs import adapted, find_inputs
+from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe, parse_recipe
 from tests.tiny import save_llama
 
@@ -181,6 +184,35 @@ def test_types_chosen_for_a_size(
     )
     with pytest.raises(InputError, match="smallest file"):
         run_recipe(tiny, workplace / "runs/too-small")
+
+
+def test_an_export_interrupted_after_its_artifact_lacks_nothing(
+    finished: tuple[Recipe, Path, dict[str, Any]],
+    workplace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = find_inputs(recipe_of(workplace, train=None, adapter=finished[2]["adapter"]["path"]))
+    recipe = recipe_of(workplace, export=[{"format": "gguf", "max_size": "85 KiB"}])
+    model = adapted(Path(finished[2]["adapter"]["path"]))
+
+    def export_once() -> StageResult:
+        return stages.export_stage(
+            Workspace(tmp_path, resume=True), recipe, inputs, model,
+            open_model(recipe.base, model.adapter), "gguf", "mixed", max_size="85 KiB",
+        )[1]  # fmt: skip
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        export(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "export", interrupted)
+        export_once()
+    folder = export_once().folder
+    assert {"tiny-mixed.gguf", "allocation.json", "parity.json"} < {
+        path.name for path in folder.iterdir()
+    }
 
 
 def test_a_given_adapter_needs_no_training(

@@ -65,6 +65,34 @@ def test_a_failed_stage_leaves_no_finished_folder(tmp_path: Path) -> None:
     assert found == [True]  # with resume, what was begun is still there
 
 
+DIES_AT_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from edgeadapt.pipeline import workspace
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "record":
+    Path.replace = die
+else:
+    workspace.publish_folder = die
+space = workspace.Workspace(Path(sys.argv[1]), resume=True)
+space.stage("s", {}, lambda folder: (folder / "result").write_text("xyz"))
+"""
+
+
+@pytest.mark.parametrize("moment", ["record", "publish"])
+def test_a_stage_killed_at_its_very_end_is_done_once_more_and_then_done(
+    moment: str, tmp_path: Path
+) -> None:
+    def work(folder: Path) -> None:
+        (folder / "result").write_text("xyz")
+
+    killed = subprocess.run([sys.executable, "-c", DIES_AT_THE_END, str(tmp_path), moment])
+    assert killed.returncode == -9
+    folder = Workspace(tmp_path, resume=True).stage("s", {}, work).folder
+    assert sorted(path.name for path in folder.iterdir()) == ["result", "stage.json"]
+    assert Workspace(tmp_path, resume=True).stage("s", {}, work).reused
+
+
 def test_bad_input_leaves_nothing_of_a_stage(tmp_path: Path) -> None:
     def refuse(folder: Path) -> None:
         (folder / "half").write_text("x")
@@ -102,8 +130,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another edgeadapt run"), locked(tmp_path):
+        named = rf"another edgeadapt run \(process {other.pid}\)"
+        with pytest.raises(InputError, match=named), locked(tmp_path):
             pass
+        with pytest.raises(InputError, match=named), locked(tmp_path):
+            pass  # the first refusal has not changed the lock
         other.kill()  # the lock goes with the process
     with locked(tmp_path):
         pass
