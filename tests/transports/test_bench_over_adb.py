@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -217,22 +216,17 @@ def test_after_silence_it_ends_there(device: AdbDevice, monkeypatch: pytest.Monk
 
 
 def test_fast_cores_of_a_device_are_found(
-    device: AdbDevice, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+    device: AdbDevice, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    asked: list[int] = []
-
-    def fast_cores(self: Any, count: int) -> tuple[int, ...]:
-        asked.append(count)
-        return (max(os.sched_getaffinity(0)),)
-
-    with AdbTransport(f"{device.url}/bin/true") as there:
-        assert there.fast_cores(0) == ()  # it really looks
-    monkeypatch.setattr(AdbTransport, "fast_cores", fast_cores)  # this machine's are alike
-    done = bench(device, TOOL, tiny_gguf, *SHORT, "--device", "meta-quest-3")
+    fast = max(os.sched_getaffinity(0))
+    device.has_one_fast_core(fast)
+    text = (ROOT / "device_profiles/meta-quest-3.yaml").read_text()
+    profile = tmp_path / "one-fast.yaml"
+    profile.write_text(text.replace("count: {value: 2,", "count: {value: 1,"))
+    done = bench(device, TOOL, tiny_gguf, *SHORT, "--device", profile)
     assert done.exit_code == 0, done.output
     (record,) = json.loads(done.stdout)
-    assert asked == [2]
-    assert (record["threads"], record["cores"]) == (2, [max(os.sched_getaffinity(0))])
+    assert (record["threads"], record["cores"]) == (2, [fast])
 
 
 @pytest.mark.parametrize("words", [["--llama-bench", "x"], ["--cores", "1"]])
