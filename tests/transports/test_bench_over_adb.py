@@ -75,7 +75,12 @@ def test_it_runs_on_the_cores_that_were_named(device: AdbDevice, tiny_gguf: Path
         ("kill -9 $$", "killed", "was ended by SIGKILL"),
         ("echo 'failed to allocate buffer' >&2; exit 1", "out_of_memory", "ran out of memory"),
         ("sleep 999", "timeout", "did not finish within 1 s and was ended there"),
-        ("echo hm >&2; exit 255", "failed", "exit code 255 and no result (its last words: hm)"),
+        pytest.param(
+            "echo hm >&2; exit 255",
+            "failed",
+            "exit code 255 and no result (its last words: hm)",
+            marks=pytest.mark.e2e,
+        ),
     ],
 )
 def test_how_it_ended_is_in_the_record(
@@ -88,6 +93,7 @@ def test_how_it_ended_is_in_the_record(
     assert device.left_behind() == []
 
 
+@pytest.mark.e2e  # for the seconds that it takes
 def test_the_others_go_on(device: AdbDevice, tiny_gguf: Path, tmp_path: Path) -> None:
     if TOOL is None:
         pytest.skip("no llama-bench here; type: edgeadapt setup llama-tools")
@@ -236,6 +242,7 @@ def test_options_that_need_another_machine(tiny_gguf: Path, words: list[str]) ->
     assert "are for --on ssh:// or adb://" in done.stderr
 
 
+@pytest.mark.e2e  # for the seconds that it takes
 def test_an_export_is_verified_there(device: AdbDevice, tiny_model: Path, tmp_path: Path) -> None:
     if TOOL is None:
         pytest.skip("no llama-bench here; type: edgeadapt setup llama-tools")
