@@ -35,6 +35,14 @@ echo "ln: cannot create hard link: Permission denied" >&2
 exit 1
 """
 """SELinux's rule for adb's user on Android, in the place of `ln`."""
+UNEQUAL_CORES = """#!{sh}
+case $1 in
+    */cpu{core}/cpu_capacity) echo 1024;;
+    */cpu_capacity) echo 300;;
+    *) exec {toybox} cat "$@";;
+esac
+"""
+"""In the place of `cat`."""
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 
 
@@ -220,6 +228,16 @@ class AdbDevice:
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
         return path
+
+    def has_one_fast_core(self, core: int) -> None:
+        """Where cores are alike here, let the kernel's numbers for them differ there."""
+        cat = self.folder / "bin/cat"
+        if not cat.is_symlink():
+            pytest.skip("no toybox and mksh here")
+        toybox = cat.readlink()
+        cat.unlink()
+        cat.write_text(UNEQUAL_CORES.format(sh=self.folder / "bin/sh", toybox=toybox, core=core))
+        cat.chmod(0o755)
 
     def shell(self, stream: Stream, command: str) -> None:
         """As adbd's Subprocess without a PTY."""

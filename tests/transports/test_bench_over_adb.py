@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -76,7 +75,12 @@ def test_it_runs_on_the_cores_that_were_named(device: AdbDevice, tiny_gguf: Path
         ("kill -9 $$", "killed", "was ended by SIGKILL"),
         ("echo 'failed to allocate buffer' >&2; exit 1", "out_of_memory", "ran out of memory"),
         ("sleep 999", "timeout", "did not finish within 1 s and was ended there"),
-        ("echo hm >&2; exit 255", "failed", "exit code 255 and no result (its last words: hm)"),
+        pytest.param(
+            "echo hm >&2; exit 255",
+            "failed",
+            "exit code 255 and no result (its last words: hm)",
+            marks=pytest.mark.e2e,
+        ),
     ],
 )
 def test_how_it_ended_is_in_the_record(
@@ -89,6 +93,7 @@ def test_how_it_ended_is_in_the_record(
     assert device.left_behind() == []
 
 
+@pytest.mark.e2e  # for the seconds that it takes
 def test_the_others_go_on(device: AdbDevice, tiny_gguf: Path, tmp_path: Path) -> None:
     if TOOL is None:
         pytest.skip("no llama-bench here; type: edgeadapt setup llama-tools")
@@ -217,22 +222,17 @@ def test_after_silence_it_ends_there(device: AdbDevice, monkeypatch: pytest.Monk
 
 
 def test_fast_cores_of_a_device_are_found(
-    device: AdbDevice, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+    device: AdbDevice, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    asked: list[int] = []
-
-    def fast_cores(self: Any, count: int) -> tuple[int, ...]:
-        asked.append(count)
-        return (max(os.sched_getaffinity(0)),)
-
-    with AdbTransport(f"{device.url}/bin/true") as there:
-        assert there.fast_cores(0) == ()  # it really looks
-    monkeypatch.setattr(AdbTransport, "fast_cores", fast_cores)  # this machine's are alike
-    done = bench(device, TOOL, tiny_gguf, *SHORT, "--device", "meta-quest-3")
+    fast = max(os.sched_getaffinity(0))
+    device.has_one_fast_core(fast)
+    text = (ROOT / "device_profiles/meta-quest-3.yaml").read_text()
+    profile = tmp_path / "one-fast.yaml"
+    profile.write_text(text.replace("count: {value: 2,", "count: {value: 1,"))
+    done = bench(device, TOOL, tiny_gguf, *SHORT, "--device", profile)
     assert done.exit_code == 0, done.output
     (record,) = json.loads(done.stdout)
-    assert asked == [2]
-    assert (record["threads"], record["cores"]) == (2, [max(os.sched_getaffinity(0))])
+    assert (record["threads"], record["cores"]) == (2, [fast])
 
 
 @pytest.mark.parametrize("words", [["--llama-bench", "x"], ["--cores", "1"]])
@@ -242,6 +242,7 @@ def test_options_that_need_another_machine(tiny_gguf: Path, words: list[str]) ->
     assert "are for --on ssh:// or adb://" in done.stderr
 
 
+@pytest.mark.e2e  # for the seconds that it takes
 def test_an_export_is_verified_there(device: AdbDevice, tiny_model: Path, tmp_path: Path) -> None:
     if TOOL is None:
         pytest.skip("no llama-bench here; type: edgeadapt setup llama-tools")
