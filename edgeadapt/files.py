@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,6 +93,31 @@ def check_disk(out: Path, needed: int) -> None:
             f"{out} needs {needed / 1e6:,.1f} MB while it is written, but its disk has "
             f"{free / 1e6:,.1f} MB free; make room, or choose another --out or a smaller --quant"
         )
+
+
+_FULL_DISK = re.compile(r"No space left on device|os error 28|inline_container\.cc|PytorchStream")
+"""In what torch and safetensors raise when a file could not be written."""
+
+
+@contextlib.contextmanager
+def full_disk_told(place: Path) -> Iterator[None]:
+    """Raise what libraries of their own kind raise of a full disk as the system's error.
+
+    Args:
+        place: a file or folder on that disk, for the message.
+
+    Raises:
+        OSError: ENOSPC.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if _FULL_DISK.search(str(error)) is None:
+            raise
+        number = errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(place)) from error
 
 
 def fsync(path: Path) -> None:

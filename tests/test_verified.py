@@ -13,10 +13,11 @@ from edgeadapt import verified
 from edgeadapt.bench.measurement import Failure, Measurement
 from edgeadapt.cli import cli
 from edgeadapt.detect.profile import profile_yaml
-from edgeadapt.devices import Budgets, DeviceProfile, Figure, load_profile
+from edgeadapt.devices import Budgets, DeviceProfile, load_profile
 from edgeadapt.errors import GateFailure, InputError
 from edgeadapt.export import open_model
 from edgeadapt.fidelity.parity import ParityGate
+from edgeadapt.hardware import Figure
 from edgeadapt.planner import Candidate
 from edgeadapt.verified import HERE, SUFFIX, export_verified
 

@@ -13,7 +13,8 @@ from edgeadapt.console import emit, emit_json, log
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeadapt.devices import DeviceProfile, Figure, GpuFacts, OffloadClient
+    from edgeadapt.devices import DeviceProfile, OffloadClient
+    from edgeadapt.hardware import Figure, GpuFacts
 
 _WIDTH = 80
 _LEGEND = "~ an estimate, no source"

@@ -15,7 +15,8 @@ from edgeadapt.fidelity.gates import Verdict
 from edgeadapt.files import write_json
 from edgeadapt.pipeline.foretold import predictions
 from edgeadapt.pipeline.inputs import Adapted, Inputs
-from edgeadapt.pipeline.stages import PARITY, PROFILE
+from edgeadapt.pipeline.measuring import PROFILE
+from edgeadapt.pipeline.stages import PARITY
 from edgeadapt.pipeline.verdicts import failures, judged_record
 from edgeadapt.pipeline.workspace import StageResult
 from edgeadapt.planner import model_facts

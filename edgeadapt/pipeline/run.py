@@ -11,7 +11,7 @@ from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, open_model
 from edgeadapt.files import sweep_cache
-from edgeadapt.pipeline import stages
+from edgeadapt.pipeline import measuring, stages
 from edgeadapt.pipeline.inputs import (
     Adapted,
     Inputs,
@@ -85,22 +85,22 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
             )  # fmt: skip
             results.add_artifact(artifact, target.reasons, done)
             if artifact.format == "gguf":
-                results.add_weights(stages.weights_stage(space, inputs, model, source, artifact))
+                results.add_weights(measuring.weights_stage(space, inputs, model, source, artifact))
             for runtime in installed_runtimes(artifact.format):
-                evaluated = stages.evaluate_stage(
+                evaluated = measuring.evaluate_stage(
                     space, recipe, inputs, model, artifact, runtime, yardstick, held_out
                 )
                 results.add_evaluation(Evaluated(artifact, runtime), evaluated, source)
-                bench = stages.bench_stage(
+                bench = measuring.bench_stage(
                     space, recipe, artifact.path, artifact.sha256(), runtime, artifact.quantization
                 )
                 results.add_measurement(bench)
         if recipe.bench.reference:
-            bench = stages.bench_stage(
+            bench = measuring.bench_stage(
                 space, recipe, inputs.base, inputs.base_sha256, "torch", "base"
             )
             results.add_measurement(bench)
-        results.add_predictions(source.source, stages.machine_stage(space))
+        results.add_predictions(source.source, measuring.machine_stage(space))
         log.info("== report")
         results.save(root)
         write_reports(results.document(), root)

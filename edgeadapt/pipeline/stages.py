@@ -1,4 +1,4 @@
-"""What each stage of a run does. A stage leaves its figures in JSON files in its folder."""
+"""The stages of a run up to its artifacts. Each leaves its figures in JSON files in its folder."""
 
 from __future__ import annotations
 
@@ -6,30 +6,25 @@ import functools
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeadapt.adapters.spec import read_spec
 from edgeadapt.artifact import Artifact, open_artifact
-from edgeadapt.bench.machine import this_machine
-from edgeadapt.bench.run import bench_artifact
-from edgeadapt.console import log, progress
+from edgeadapt.console import progress
 from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.load import data_hash
-from edgeadapt.detect.profile import detect_profile, profile_yaml
-from edgeadapt.errors import InputError
 from edgeadapt.export import ModelToExport, export
-from edgeadapt.fidelity.compare import engine_identity
-from edgeadapt.fidelity.evaluate import Yardstick, evaluate, prepare
+from edgeadapt.fidelity.evaluate import Yardstick, prepare
 from edgeadapt.fidelity.merge_base import MergeChoice, MergeSettings, choose_merge_base
 from edgeadapt.fidelity.metrics import Float64Array
 from edgeadapt.fidelity.models import reference_models
 from edgeadapt.fidelity.parity import ParityGate
 from edgeadapt.fidelity.references import text_hash
 from edgeadapt.files import sha256_json, write_json
-from edgeadapt.jobs import available_threads, sample
+from edgeadapt.jobs import sample
 from edgeadapt.pipeline.inputs import (
     Adapted,
     Inputs,
@@ -39,12 +34,10 @@ from edgeadapt.pipeline.inputs import (
 )
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe
-from edgeadapt.runtimes.registry import installed_runtimes
 
 TRAINING_TOOLS = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 PARITY = "parity.json"
 ALLOCATION = "allocation.json"
-PROFILE = "profile.yaml"
 REFERENCE_TOOLS = ("torch", "transformers")
 EXPORT_TOOLS = {
     "gguf": ("gguf", "llama-cpp-python"),
@@ -153,7 +146,7 @@ def reference_stage(
             state: _perplexity(reference.scores.nll, held_out)
             for state, reference in yardstick().references.items()
         }
-        answers = _answers(inputs.base, prompts, recipe.evaluate.answer_tokens, "base (torch)")
+        answers = answers_of(inputs.base, prompts, recipe.evaluate.answer_tokens, "base (torch)")
         write_json(folder / "perplexity.json", figures)
         write_json(folder / "answers.json", answers)
 
@@ -220,106 +213,6 @@ def export_stage(
     return open_artifact(result.folder / name), result
 
 
-def weights_stage(
-    space: Workspace, inputs: Inputs, model: Adapted, source: ModelToExport, artifact: Artifact
-) -> StageResult:
-    """What quantization changed of each layer's weights."""
-    from edgeadapt.converters.gguf.weight_error import weight_errors
-
-    key = {"artifact": artifact.sha256(), "base": inputs.base_sha256, "adapter": model.identity}
-
-    def work(folder: Path) -> None:
-        found = weight_errors(artifact.files, source.source)
-        write_json(folder / "weights.json", [asdict(tensor) for tensor in found])
-
-    return space.stage(f"weights-{artifact.quantization}", key, work)
-
-
-def machine_stage(space: Workspace) -> StageResult | None:
-    """A profile of this machine, to predict what is measured on it; None if there can be none."""
-    key = {"machine": _this_machine()}
-
-    def work(folder: Path) -> None:
-        text = profile_yaml(detect_profile("this-machine"))
-        (folder / PROFILE).write_text(text, encoding="utf-8")
-
-    try:
-        return space.stage("machine", key, work)
-    except InputError as error:
-        log.warning("nothing is predicted for this machine: %s", error)
-        return None
-
-
-def evaluate_stage(
-    space: Workspace,
-    recipe: Recipe,
-    inputs: Inputs,
-    model: Adapted,
-    artifact: Artifact,
-    runtime: str,
-    yardstick: Callable[[], Yardstick],
-    held_out: list[Encoded],
-) -> StageResult:
-    """Fidelity, task metric and sample answers of an artifact on its runtime."""
-    prompts = sample_prompts(recipe, inputs)
-    task = find_task(recipe, inputs)
-    key = {
-        "artifact": artifact.sha256(),
-        "base": inputs.base_sha256,
-        "adapter": model.identity,
-        "runtime": engine_identity(runtime),
-        "held_out": text_hash(held_out),
-        "prompts": prompts,
-        "answer_tokens": recipe.evaluate.answer_tokens,
-        "task": task and [task.metric, data_hash(task.data), task.examples, task.max_tokens],
-    }
-    label = f"{artifact.quantization} on {runtime}"
-
-    def work(folder: Path) -> None:
-        others = installed_runtimes(artifact.format)
-        figures = evaluate(artifact, runtime, yardstick(), task=task, others=others)
-        answers = _answers(artifact.path, prompts, recipe.evaluate.answer_tokens, label, runtime)
-        write_json(folder / "figures.json", figures)
-        write_json(folder / "answers.json", answers)
-
-    name = f"evaluate-{artifact.quantization}-{runtime}"
-    return space.stage(name, key, work, tools=REFERENCE_TOOLS)
-
-
-def bench_stage(
-    space: Workspace, recipe: Recipe, path: Path, sha256: str, runtime: str, label: str
-) -> StageResult:
-    """Latency and memory of an artifact on a runtime."""
-    settings = recipe.bench
-    threads = settings.threads or available_threads()
-    key = {
-        "artifact": sha256,
-        "runtime": engine_identity(runtime),
-        "settings": settings.model_dump(mode="json", exclude={"reference"}),
-        "threads": threads,
-        "machine": _this_machine(),
-    }
-
-    def work(folder: Path) -> None:
-        measurement = bench_artifact(
-            path,
-            runtime=runtime,
-            threads=threads,
-            prompt_tokens=settings.prompt_tokens,
-            decode_tokens=settings.decode_tokens,
-            repetitions=settings.repetitions,
-        )
-        write_json(folder / "measurement.json", measurement.model_dump(mode="json"))
-
-    return space.stage(f"bench-{label}-{runtime}", key, work)
-
-
-def _this_machine() -> list[Any]:
-    """What figures that were measured here depend on."""
-    machine = this_machine()
-    return [machine.cpu, machine.available_cores, machine.memory_bytes]
-
-
 def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
     return {
         "perplexity": math.exp(min(float(nll.mean()), 700.0)),
@@ -329,9 +222,10 @@ def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
     }
 
 
-def _answers(
+def answers_of(
     path: Path, prompts: list[str], max_tokens: int, label: str, runtime: str | None = None
 ) -> list[dict[str, Any]]:
+    """What a model says to prompts, in a process of its own, as JSON."""
     if not prompts:
         return []
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeadapt.devices import DeviceProfile, Figure, RuntimeChoice
+from edgeadapt.devices import DeviceProfile, RuntimeChoice
 from edgeadapt.errors import UnsupportedError
+from edgeadapt.hardware import Figure
 from edgeadapt.planner.model import ModelFacts
 from edgeadapt.planner.quality import QualityLoss, expected_loss
 from edgeadapt.prediction import (

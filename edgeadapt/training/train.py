@@ -23,7 +23,7 @@ from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
 from edgeadapt.export import ModelToExport
 from edgeadapt.extras import need, need_torch_sharing_cores
 from edgeadapt.fidelity.text import held_out_text
-from edgeadapt.files import atomic_folder, write_json
+from edgeadapt.files import atomic_folder, full_disk_told, write_json
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
 from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.methods import METHODS, Method, settle_configs
@@ -83,6 +83,7 @@ def train(
         UnsupportedError: the method cannot be applied to this model.
         RuntimeFailure: training diverged.
         MissingExtraError: a library for training is not installed.
+        OSError: the disk is full.
     """
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out, or remove it first")
@@ -103,7 +104,7 @@ def train(
     begun_before = place.exists()
     folder = WorkFolder(place, inputs)
     try:
-        with _quiet_libraries():
+        with _quiet_libraries(), full_disk_told(place):
             record = run.execute(folder) | inputs
     except InputError:  # the same input would fail again, unless it once went further
         if not begun_before:

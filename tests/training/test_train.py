@@ -258,6 +258,28 @@ def test_a_long_dataset_is_scored_in_part(base, tmp_path):
     assert result.record["held_out"]["before"]["examples"] == 7
 
 
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from edgeadapt.files import full_disk_told
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # no file grows beyond it
+try:
+    with full_disk_told(Path("here")):
+        torch.save({"weight": torch.ones(4096, 64)}, sys.argv[1])
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+
+
+def test_a_checkpoint_that_torch_cannot_write_is_told_as_a_full_disk(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "c.pt"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "here No space left on device", done.stderr
+
+
 def test_the_work_folder_may_be_on_another_disk(base, data, tmp_path):
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if Path("/dev/shm").is_dir() else None
