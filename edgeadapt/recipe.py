@@ -122,10 +122,11 @@ class Recipe(_Section):
             raise ValueError("gates.min_task_metric needs evaluate.task")
         if self.data.train is None and any(wish.max_size for wish in self.export):
             raise ValueError("export.max_size needs data.train: what each type costs is measured")
-        if self.train is not None and self.train.method == "prefix":
+        if self.train is not None and self.train.method in ("prefix", "prompt"):
             raise ValueError(
-                "train.method prefix changes no weight, so nothing could be exported; use another "
-                "method, or `edgeadapt train`"
+                f"a run merges what it trains, and train.method {self.train.method} changes no "
+                "weight; train it with `edgeadapt train`, and ship it with `edgeadapt export "
+                "--adapter-mode separate --out p.safetensors`"
             )
         return self
 

@@ -43,7 +43,7 @@ def test_the_demo_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.Mon
         ("base: default", "bass: default", "bass"),
         ("max_steps: 3", "max_steps: none", "train.max_steps"),
         ("method: lora", "method: magic", "train.method"),
-        ("method: lora", "method: prefix", "nothing could be exported"),
+        ("method: lora", "method: prefix", "prefix changes no weight"),
         ("{train: python-docs}", "{}", "data.train"),
         ("device: laptop-x86", "format: gguf", "export.0"),
         ("device: laptop-x86", "{device: a, format: gguf}", "export.0"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.adapters.spec import adapter_identity
+from edgeadapt.adapters.spec import CONFIG, PROMPT_METHODS, adapter_identity, describe_spec
 from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.data.encode import Encoded
@@ -83,6 +83,9 @@ def find_inputs(recipe: Recipe) -> Inputs:
     Raises:
         InputError: something is missing.
     """
+    adapter = Path(recipe.adapter).expanduser() if recipe.adapter else None
+    if adapter is not None and (adapter / CONFIG).is_file():
+        _check_mergeable(adapter)
     train_data, held_out = None, None
     if recipe.data.train is not None:
         train_data, held_out = resolve_data(recipe.data.train)
@@ -91,10 +94,24 @@ def find_inputs(recipe: Recipe) -> Inputs:
         held_out = brought or held_out
     if train_data is not None and recipe.train is not None:
         load_examples(train_data)  # a malformed row is better named now
-    adapter = Path(recipe.adapter).expanduser() if recipe.adapter else None
     base = resolve_base(recipe.base, revision=recipe.revision)
     watched = Watched([path for path in (base, train_data, held_out, adapter) if path])
     return Inputs(base, base_hash(base), train_data, held_out, adapter, watched)
+
+
+def _check_mergeable(adapter: Path) -> None:
+    """Refuse what changes no weight, for a run measures merged models.
+
+    Raises:
+        InputError: `adapter` is a prefix or a prompt.
+    """
+    spec = describe_spec(adapter)
+    if spec.peft_type in PROMPT_METHODS:
+        raise InputError(
+            f"a run merges its adapter, and {spec.method} in {adapter} changes no weight; ship it "
+            "with edgeadapt export --adapter-mode separate --out p.safetensors, and measure it "
+            "with evaluate --beside p.safetensors"
+        )
 
 
 def adapted(path: Path) -> Adapted:

@@ -64,6 +64,32 @@ def finished(workplace: Path) -> tuple[Recipe, Path, dict[str, Any]]:
     return recipe, workplace / "runs/tiny", document
 
 
+@pytest.mark.e2e
+def test_a_bottleneck_goes_the_whole_way(workplace: Path) -> None:
+    train = {"method": "adapter", "width": 32, "max_steps": 4, "learning_rate": 0.01}
+    recipe = recipe_of(workplace, name="wider", train=train)
+    document = run_recipe(recipe, workplace / "runs/wider").document()
+    assert {a["format"] for a in document["artifacts"]} == {"gguf", "onnx"}
+    for artifact in document["artifacts"]:
+        assert open_artifact(Path(artifact["path"])).lineage["adapter"]["method"] == "adapter"
+        for judged in artifact["fidelity"].values():
+            assert judged["fidelity"]["mean_kl"]["value"] < 0.05
+    figures = document["perplexity"]
+    assert figures["live"]["perplexity"] == pytest.approx(figures["merged"]["perplexity"], rel=1e-4)
+    assert figures["merged"]["perplexity"] < figures["base"]["perplexity"]
+
+
+def test_a_prefix_is_refused_before_any_work(workplace: Path, tmp_path: Path) -> None:
+    for method in ("prefix", "prompt"):
+        with pytest.raises(InputError, match=f"{method} changes no weight.*adapter-mode separate"):
+            recipe_of(workplace, train={"method": method, "max_steps": 1})
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    recipe = recipe_of(workplace, train=None, adapter=str(tmp_path))
+    with pytest.raises(InputError, match=r"prefix_tuning in .* changes no weight"):
+        find_inputs(recipe)
+
+
 def test_every_figure_is_in_run_json(finished: tuple[Recipe, Path, dict[str, Any]]) -> None:
     _, root, document = finished
     stored = json.loads((root / "run.json").read_text())
