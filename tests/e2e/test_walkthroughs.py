@@ -53,6 +53,7 @@ def instead(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             "edgeadapt bench": (
                 "edgeadapt bench --prompt-tokens 16 --decode-tokens 4 --repetitions 1"
             ),
+            '--prompt "': '--max-tokens 8 --prompt "',
             "0,512": "0,64",
             "--context 1024": "--context 64",
             "--sustain 10m": "--sustain 2s",
