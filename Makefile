@@ -36,11 +36,15 @@ $(VENV)/.installed: $(VENV)/.llama-cpp
 optimum: install
 	$(BIN)/edgeadapt setup optimum
 
+# Two at a time: much of a test is one thread that loads libraries. WORKERS=0 for one at a time.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
 test: install
-	$(BIN)/python -m pytest -m "not e2e"
+	$(PYTEST) -m "not e2e"
 
 test-e2e: install
-	$(BIN)/python -m pytest -m e2e
+	$(PYTEST) -m e2e
 
 demo: install
 	$(BIN)/edgeadapt run demo

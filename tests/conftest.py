@@ -19,6 +19,15 @@ settings.register_profile("edgeadapt", deadline=None)  # no test fails for being
 settings.load_profile("edgeadapt")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, where workers share the tests, those that share what takes long to make."""
+    for item in items:
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        shared = next((name for name in ("run", "world") if name in fixtures), None)
+        item.add_marker(pytest.mark.xdist_group(shared or str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep what a test caches out of the user's cache, and out of other tests."""
