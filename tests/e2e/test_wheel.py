@@ -1,4 +1,7 @@
-"""The wheel in an empty environment, far from the repository: the base install, as on a board."""
+"""The wheel, built from the sdist, in an empty environment far from the repository.
+
+First the base install, as on a board, then each extra with one command that needs it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeadapt.extras import _EXTRA_OF
+from edgeadapt.files import cache_dir
+from tests.bundle.conftest import made, run_base, run_folder
+
+__all__ = ["made", "run_base", "run_folder"]
 
 pytestmark = pytest.mark.e2e
 
@@ -40,26 +50,42 @@ print(json.dumps([found, sorted(absent)]))
 """
 
 
-def call(*words: object, **environment: str) -> str:
+CACHE = cache_dir()
+"""The user's own, not the one that each test gets: a built llama.cpp is in it."""
+
+BUILD_SDIST = """
+import os, sys
+os.chdir(sys.argv[1])
+from setuptools.build_meta import build_sdist
+build_sdist("..")
+"""
+
+
+def call(*words: object, expected: int = 0, **environment: str) -> str:
+    """What a program prints; on stderr too, if it is expected to fail."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False,
         env=kept | environment,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == expected, done.stdout + done.stderr
+    return done.stderr if expected else done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, in which a build leaves what it likes."""
+    """Built from the sdist of a copy, in which a build leaves what it likes."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     tracked = call("git", "-C", ROOT, "ls-files", "-z").split("\0")
     for name in filter(None, tracked):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
-    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source)
+    backend = folder / "backend"
+    call(sys.executable, "-m", "pip", "install", "-q", "--target", backend, "setuptools>=77")
+    call(sys.executable, "-c", BUILD_SDIST, source, PYTHONPATH=str(backend))
+    (sdist,) = folder.glob("*.tar.gz")
+    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, sdist)
     (made,) = folder.glob("*.whl")
     return made
 
@@ -100,3 +126,111 @@ def test_every_module_imports_or_names_a_library_of_an_extra(python: Path) -> No
     found, absent = json.loads(call(python, "-P", "-c", IMPORT_ALL))
     assert found > 200
     assert set(absent) <= set(_EXTRA_OF), absent
+
+
+Check = Callable[[Callable[..., str], Path], None]
+"""Gets what runs `edgeadapt`, and a folder with `tiny`, a model, and `made`, a bundle."""
+
+MODEL = ("--base", "tiny", "--format")
+
+
+def _tokenizers(edgeadapt: Callable[..., str], folder: Path) -> None:
+    program = (
+        "from pathlib import Path; from edgeadapt.tokenizer import ModelTokenizer; "
+        "print(ModelTokenizer.from_folder(Path('tiny')))"
+    )
+    assert "ModelTokenizer" in edgeadapt("-c", program)
+
+
+def _report(edgeadapt: Callable[..., str], folder: Path) -> None:
+    program = (
+        "from edgeadapt.report.charts import charts; "
+        "print(charts({'adapter': {'losses': [3.0, 2.0, 1.0]}, 'artifacts': [], "
+        "'measurements': []})[0].svg[:4])"
+    )
+    assert "<svg" in edgeadapt("-c", program)
+
+
+def _smollm2(edgeadapt: Callable[..., str], folder: Path) -> None:
+    plan = edgeadapt("plan", "--base", "default", "--device", "raspberry-pi-5", "--json")
+    assert json.loads(plan)["choice"]
+
+
+def _sign(edgeadapt: Callable[..., str], folder: Path) -> None:
+    (folder / "key.pub").write_text("no key")
+    told = edgeadapt("verify", "made", "--public-key", "key.pub", expected=1)
+    assert "there is no signature" in told
+
+
+def _registry(edgeadapt: Callable[..., str], folder: Path) -> None:
+    told = edgeadapt("push", "made", "oci://127.0.0.1:9/demo:v1", expected=2)
+    assert "cannot reach 127.0.0.1:9" in told
+
+
+def _onnx(edgeadapt: Callable[..., str], folder: Path) -> None:
+    edgeadapt("export", *MODEL, "onnx", "--quant", "int4", "--out", "onnx")
+    edgeadapt("chat", "onnx", "--prompt", "Hello", "--max-tokens", "4")
+
+
+def _llama_cpp(edgeadapt: Callable[..., str], folder: Path) -> None:
+    edgeadapt("export", *MODEL, "gguf", "--quant", "F16", "--out", "tiny.gguf")
+    edgeadapt("chat", "tiny.gguf", "--prompt", "Hello", "--max-tokens", "4")
+
+
+def _convert(edgeadapt: Callable[..., str], folder: Path) -> None:
+    edgeadapt(
+        "export", *MODEL, "onnx", "--quant", "fp32", "--exporter", "builder", "--out", "built"
+    )
+
+
+def _train(edgeadapt: Callable[..., str], folder: Path) -> None:
+    rows = [{"text": "The quick brown fox jumps over the lazy dog."}] * 8
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    edgeadapt(
+        "train", "--base", "tiny", "--data", "data.jsonl", "--method", "lora", "--max-steps", "1",
+        "--out", "adapter",
+    )  # fmt: skip
+
+
+EXTRAS: dict[str, Check] = {
+    "tokenizers": _tokenizers,
+    "report": _report,
+    "smollm2": _smollm2,
+    "sign": _sign,
+    "registry": _registry,
+    "onnx": _onnx,
+    "llama-cpp": _llama_cpp,
+    "convert": _convert,
+    "train": _train,
+}
+"""In the order in which they are installed on top of each other, the largest last."""
+
+
+def test_every_extra_is_tried() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) - {"all", "dev", "fuzz"} == set(EXTRAS)
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_model: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and a bundle."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(tiny_model, folder / "tiny")
+    shutil.copytree(made, folder / "made")
+    return folder
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_brings_what_its_command_needs(
+    python: Path, wheel: Path, reader: Path, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reader)
+
+    def edgeadapt(*words: object, **options: Any) -> str:
+        return call(python, "-P", *(() if words[0] == "-c" else ("-m", "edgeadapt")), *words,
+                    EDGEADAPT_CACHE=str(CACHE), **options)  # fmt: skip
+
+    if extra == "llama-cpp":
+        edgeadapt("setup", "llama-cpp", PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
+    call(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[{extra}]")
+    EXTRAS[extra](edgeadapt, reader)
