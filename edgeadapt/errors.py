@@ -2,6 +2,7 @@
 
 EdgeAdaptError              exit code 2: the input or the request cannot be served
 ├── InputError              a file, value or name that was given is wrong
+│   ├── DiskFullError       the disk has no room for what was asked for
 │   ├── CorruptFileError    a file is truncated, malformed or hostile
 │   ├── AdapterError        an adapter does not fit the base, or cannot be merged
 │   └── UnsupportedError    a model, method or type that edgeadapt does not handle
@@ -27,6 +28,10 @@ class EdgeAdaptError(Exception):
 
 class InputError(EdgeAdaptError):
     """A file, value or name that was given is wrong."""
+
+
+class DiskFullError(InputError):
+    """The disk has no room for what was asked for."""
 
 
 class CorruptFileError(InputError):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.errors import CorruptFileError, InputError
+from edgeadapt.errors import CorruptFileError, DiskFullError, InputError
 from edgeadapt.leftovers import partial_of, sweep, sweep_folder, sweep_scratch
 
 _CHUNK = 1 << 20
@@ -85,11 +85,11 @@ def check_disk(out: Path, needed: int) -> None:
     """See that the disk of `out` has room for `needed` bytes.
 
     Raises:
-        InputError: it has not.
+        DiskFullError: it has not.
     """
     free = free_bytes(out)
     if free < needed:
-        raise InputError(
+        raise DiskFullError(
             f"{out} needs {needed / 1e6:,.1f} MB while it is written, but its disk has "
             f"{free / 1e6:,.1f} MB free; make room, or choose another --out or a smaller --quant"
         )

@@ -41,6 +41,8 @@ class EngineFacts:
     model: str | None = None
     """Its description, as "llama 1B Q4_0"."""
     parameters: int | None = None
+    tensor_bytes: int | None = None
+    """All tensors of the model, without the file's metadata and padding."""
     gpu_layers: int | None = None
     """Layers that are on a GPU; None if none were asked for."""
     gpus: tuple[str, ...] = ()

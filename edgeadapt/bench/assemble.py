@@ -95,6 +95,7 @@ def _runtime(name: str, threads: int, result: dict[str, Any]) -> RuntimeFacts:
         cores_used=result["activity"]["cores_used"],
         model=engine["model"],
         parameters=engine["parameters"],
+        tensor_bytes=engine["tensor_bytes"],
         gpu_layers=engine["gpu_layers"],
         gpus=tuple(engine["gpus"]),
     )

@@ -212,7 +212,7 @@ def _test(
         or "CPU",
         "model_filename": m.artifact.path,
         "model_type": m.runtime.model or m.artifact.quantization,
-        "model_size": m.artifact.size_bytes,
+        "model_size": m.runtime.tensor_bytes or m.artifact.size_bytes,
         "model_n_params": m.runtime.parameters or 0,
         **_SETTINGS,
         "n_batch": min(m.settings.context, 2048),

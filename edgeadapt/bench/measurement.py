@@ -68,6 +68,8 @@ class RuntimeFacts(_Model):
     """What the engine says of the model, as "llama 1B Q4_0"."""
     parameters: int | None = None
     """Weights, counted by the engine."""
+    tensor_bytes: int | None = None
+    """Of all tensors, counted by the engine; a file holds metadata besides."""
     gpu_layers: int | None = None
     """Layers that the engine says it gave to a GPU; null unless some were asked for."""
     gpus: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from edgeadapt.console import log
 from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import Encoded
-from edgeadapt.errors import InputError
+from edgeadapt.errors import DiskFullError, InputError
 from edgeadapt.export import export, open_model
 from edgeadapt.fidelity.compare import (
     Engine,
@@ -146,6 +146,8 @@ def _export(
             open_model(str(folder)), artifact.format, stored_as(artifact), out,
             options=options, onnx=_onnx_options(artifact),
         )  # fmt: skip
+    except DiskFullError:
+        raise
     except InputError as error:  # such as a type that needs an importance matrix
         log.warning(
             "%s of the plain base cannot be made, so what the bits cost is not told: %s",

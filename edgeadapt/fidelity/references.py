@@ -25,6 +25,7 @@ import numpy as np
 
 from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded
+from edgeadapt.errors import InputError
 from edgeadapt.extras import need_torch_sharing_cores
 from edgeadapt.fidelity.metrics import (
     Float16Array,
@@ -170,6 +171,11 @@ def _compute(missing: Sequence[_Wanted], encoded: Sequence[Encoded], threads: in
         with progress(title, len(missing) * len(encoded), "sequences") as advance:
             run_job("reference", payload, on_progress=advance)
         for wanted, folder in zip(missing, partial, strict=True):
+            if wanted.identity | wanted.model.identity() != wanted.identity:
+                raise InputError(
+                    f"{wanted.model.base} or its adapter was changed while the {wanted.title} was "
+                    "run; type the same command again"
+                )
             scores = Reference.open(folder).scores
             perplexity = exponential(mean(scores.nll, sequence_numbers(encoded))).record()
             write_json(folder / _RECORD, {"identity": wanted.identity, "perplexity": perplexity})

@@ -229,6 +229,7 @@ class LlamaCppSession(Session):
         return EngineFacts(
             model=text.value.decode("utf-8", "replace"),
             parameters=int(self._lib.llama_model_n_params(self._model)),
+            tensor_bytes=int(self._lib.llama_model_size(self._model)),
             gpu_layers=self._gpu_layers,
             gpus=library.gpus() if self._gpu_layers is not None else (),
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from gguf import GGUFReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -142,6 +143,9 @@ def test_what_is_written_is_read_again(tiny_gguf: Path, tmp_path: Path) -> None:
     assert found.decode[0].tps.samples == measured.decode_tps.samples
     assert found.prefill[0].tps.samples == measured.prefill_tps.samples
     assert found.parameters == measured.runtime.parameters
+    tensors = GGUFReader(tiny_gguf).tensors
+    assert found.size_bytes == sum(int(tensor.n_bytes) for tensor in tensors)
+    assert found.size_bytes < measured.artifact.size_bytes
     assert found.description.startswith("llama")
 
 

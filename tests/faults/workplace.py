@@ -93,8 +93,8 @@ class Program:
             time.sleep(0.005)
 
     def kill(self, group: bool) -> None:
-        """SIGKILL to the program, or to its whole process group."""
-        if group:
+        """SIGKILL to the program, or to its whole process group, if it has not ended."""
+        if group and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.kill()

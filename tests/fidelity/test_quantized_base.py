@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from edgeadapt.artifact import Artifact
+from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.onnx.options import ALGORITHMS, QUANTIZATIONS, OnnxOptions, settle
-from edgeadapt.errors import InputError
+from edgeadapt.errors import DiskFullError, InputError
 from edgeadapt.fidelity import quantized_base
-from edgeadapt.fidelity.quantized_base import _beginning, _onnx_options, stored_as
+from edgeadapt.fidelity.quantized_base import _beginning, _export, _onnx_options, stored_as
 from tests.fidelity.conftest import World
 
 
@@ -44,6 +46,16 @@ def test_a_sized_file_is_known_by_its_own_type(world: World) -> None:
     made = world.artifact("sized", "Q8_0", world.adapter)
     sized = Artifact(made.path, "gguf", "mixed-80MiB", made.lineage | {"allocation": {}})
     assert stored_as(sized) == "Q8_0" and stored_as(made) == "Q8_0"
+
+
+def test_a_full_disk_is_not_taken_for_a_type_that_cannot_be_made(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = world.artifact("plain", "Q8_0", world.adapter)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DiskFullError, match="make room"):
+        _export(world.base, made, GgufOptions(), tmp_path)
 
 
 def test_the_beginning_is_of_whole_sequences(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgeadapt.adapters import AdapterChoice
 from edgeadapt.data.encode import Encoded
+from edgeadapt.errors import InputError
 from edgeadapt.fidelity import references
 from edgeadapt.fidelity.metrics import log_softmax
 from edgeadapt.fidelity.models import ReferenceModel, load, reference_models
@@ -22,6 +25,7 @@ from edgeadapt.fidelity.references import (
     text_hash,
     write_reference,
 )
+from edgeadapt.worker import run_job
 from tests.fidelity.conftest import World
 
 
@@ -134,3 +138,20 @@ def test_identity_follows_the_adapter_and_its_scale(world: World) -> None:
     identities = [str(model.identity()) for model in models]
     assert len(set(identities)) == len(identities)
     assert all(ReferenceModel.from_record(model.record()) == model for model in models)
+
+
+def test_nothing_is_kept_of_a_base_that_is_changed_while_it_runs(
+    tiny_model: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+
+    def changing(*arguments: Any, **options: Any) -> dict[str, Any]:
+        with (base / "config.json").open("a") as file:
+            file.write(" ")
+        return run_job(*arguments, **options)
+
+    monkeypatch.setattr(references, "run_job", changing)
+    text = [Encoded([5, 6, 7, 8], [False, True, True, True])]
+    with pytest.raises(InputError, match="was changed while the base model was run"):
+        find_references({"base": ReferenceModel("base", base)}, text)
+    assert list((own_cache / "references").iterdir()) == []
