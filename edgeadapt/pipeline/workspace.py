@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from edgeadapt import __version__
 from edgeadapt.console import log
@@ -114,13 +113,21 @@ def locked(root: Path) -> Iterator[None]:
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError as error:
             raise InputError(
                 f"another edgeadapt run is working in {root}; wait for it, or choose another "
                 "name in the recipe"
             ) from error
         yield
+
+
+def _lock(handle: TextIO) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs of one name are the user's to keep apart
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _versions(tools: Sequence[str]) -> dict[str, str]:
