@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,13 @@ class Cpu:
     """Empty where the text does not say."""
     features: frozenset[str]
     """Names that every core lists in /proc/cpuinfo; empty where there is no such file."""
+
+
+def usable_cpus() -> int:
+    """Logical CPUs that this process may use; all of them where the system has no such mask."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def this_cpu() -> Cpu:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.converters.registry import get_converter
+from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import AdapterError, InputError
 from edgeadapt.files import publish, read_json, staged
 from edgeadapt.prefix import write_prefix
@@ -298,7 +298,7 @@ def _request(
         quantization=quantization,
         name=model.name,
         lineage=lineage,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or usable_cpus(),
         gguf=options,
         onnx=onnx,
     )

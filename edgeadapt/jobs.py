@@ -7,7 +7,6 @@ process runs (see `edgeadapt.worker`).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from edgeadapt.artifact import open_artifact
 from edgeadapt.chat_template import Message
+from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import InputError
 from edgeadapt.prefix import RUNTIMES, is_prefix, prefix_tokens, read_prefix, refuse_prefix
 from edgeadapt.runtimes.base import Float32Array, Session, SessionSettings
@@ -75,9 +75,8 @@ def available_threads() -> int:
     """Physical cores that this process may use: the default number of threads everywhere."""
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     physical = psutil.cpu_count(logical=False)
-    return max(1, min(n for n in (allowed, physical, os.cpu_count()) if n))
+    return max(1, min(n for n in (usable_cpus(), physical) if n))
 
 
 def score(

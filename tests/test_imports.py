@@ -94,3 +94,43 @@ print(json.dumps(sorted(sys.modules)))
 """
     loaded = set(json.loads(run(program).splitlines()[-1]))
     assert not loaded & set(SLOW)
+
+
+ELSEWHERE = """
+import importlib, os, pkgutil, sys
+import asyncio, multiprocessing, shutil, subprocess, tempfile  # those of Linux are loaded first
+import click, gguf, numpy, psutil, pydantic, rich.console, safetensors, yaml
+
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty"):
+    sys.modules[name] = None  # an import of it fails, as on Windows
+for name in ("sched_getaffinity", "sched_setaffinity", "killpg", "getpgrp", "getuid", "geteuid",
+             "setsid", "fork", "uname", "posix_fadvise", "mkfifo", "statvfs", "wait4"):
+    if hasattr(os, name):
+        delattr(os, name)
+
+import edgeadapt
+
+found, failed = 0, []
+for module in pkgutil.walk_packages(edgeadapt.__path__, "edgeadapt."):
+    if module.name.endswith("__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+        found += 1
+    except ModuleNotFoundError as error:
+        if error.name not in HEAVY:
+            failed.append(f"{module.name}: {error}")
+    except Exception as error:
+        failed.append(f"{module.name}: {error!r}")
+assert not failed, "\\n".join(failed)
+assert found > 200, found
+
+from edgeadapt.cpu import usable_cpus
+from edgeadapt.setup.build import jobs
+
+assert usable_cpus() == os.cpu_count() and jobs() >= 1
+"""
+
+
+def test_every_module_imports_where_posix_is_missing() -> None:
+    run(BLOCK + f"HEAVY = {HEAVY!r}\n" + ELSEWHERE)

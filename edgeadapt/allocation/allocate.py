@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from edgeadapt.calibration.activations import load_model
 from edgeadapt.calibration.text import token_chunks
 from edgeadapt.console import log, progress
 from edgeadapt.converters.gguf.architectures import family_of
+from edgeadapt.cpu import usable_cpus
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import InputError
 from edgeadapt.export import plan_export
@@ -66,7 +66,7 @@ def allocate(
         UnsupportedError: llama.cpp or transformers does not know the model.
         MissingExtraError: torch or transformers are not installed.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or usable_cpus()
     draft = _draft(model, data, max_size, split_max_bytes)
     if draft.file_bytes <= draft.max_bytes:
         log.info("all of the model fits as F16, so there is nothing to weigh")

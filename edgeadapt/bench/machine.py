@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import psutil
 
 from edgeadapt.bench.measurement import Machine
-from edgeadapt.cpu import read_text, this_cpu
+from edgeadapt.cpu import read_text, this_cpu, usable_cpus
 
 _ISA = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512bw",
@@ -25,12 +24,11 @@ def this_machine(*, watch_s: float = 0.0) -> Machine:
         watch_s: seconds to watch how busy it is; 0 leaves that unknown and returns at once.
     """
     cpu = this_cpu()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Machine(
         cpu=cpu.name,
         isa=tuple(name for name in _ISA if name in cpu.features),
         physical_cores=psutil.cpu_count(logical=False),
-        available_cores=cores or 1,
+        available_cores=usable_cpus(),
         memory_bytes=psutil.virtual_memory().total,
         os=platform.platform(),
         governor=read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,

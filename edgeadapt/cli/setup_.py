@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -80,6 +81,33 @@ def qemu(rebuild: bool, as_json: bool) -> None:
         return
     for march, path in result.programs.items():
         emit(f"{march}: {path}")
+
+
+@command.command("board")
+@click.argument("device")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--python", default="3.11", show_default=True, help="Version on the board.")
+@standard
+def board(device: str, out: Path, python: str, as_json: bool) -> None:
+    """Make a folder to copy to a board, with all wheels and an install.sh.
+
+    DEVICE is a profile of a 64-bit Arm machine with Linux. llama.cpp is cross-compiled with the
+    instruction sets that the profile lists; on the board nothing is compiled and nothing fetched.
+    CPU only. Raspberry Pi OS 12 has Python 3.11, 13 has 3.13.
+
+    Needs g++-aarch64-linux-gnu, cmake and ninja; takes minutes the first time for a CPU.
+    """
+    from edgeadapt.setup.board import setup_board
+
+    result = setup_board(device, out, python=python)
+    if as_json:
+        emit_json(asdict(result))
+        return
+    emit(
+        f"{result.folder}: {len(result.wheels)} wheels, {result.size_bytes / 1e6:.0f} MB, for "
+        f"{result.device} ({result.features}), Python {result.python}, glibc {result.glibc} or "
+        f"newer; copy it there and type: sh {Path(result.folder).name}/install.sh"
+    )
 
 
 @command.command("optimum")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from edgeadapt import __version__
 from edgeadapt.console import log
@@ -143,7 +142,7 @@ def locked(root: Path) -> Iterator[None]:
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError as error:
             handle.seek(0)
             raise InputError(
@@ -154,6 +153,14 @@ def locked(root: Path) -> Iterator[None]:
         handle.write(f"{os.getpid()}\n")
         handle.flush()
         yield
+
+
+def _lock(handle: TextIO) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs of one name are the user's to keep apart
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _versions(tools: Sequence[str]) -> dict[str, str]:

@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 
 from edgeadapt.console import Advance, log, progress
+from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import write_json
 
 RECORD = "edgeadapt-build.json"
 
 _PACKAGE = "llama-cpp-python"
-_GIB = 1 << 30
+_COMPILER_BYTES = 1 << 30
 _STEP = re.compile(r"^\s*\[\s*(\d+)/(\d+)\]")
 """ninja's progress."""
 _ERROR = re.compile(r".*\berror:(?! subprocess-exited)|CMake Error")
@@ -135,9 +136,8 @@ def check_compilers() -> None:
 
 
 def jobs() -> int:
-    """Compilers to run at a time: one per core, and no more than one per GiB of memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, int(psutil.virtual_memory().total // _GIB)))
+    """Compilers to run at a time: one per core, and no more than the free memory holds."""
+    return max(1, min(usable_cpus(), psutil.virtual_memory().available // _COMPILER_BYTES))
 
 
 def install(path: Path) -> None:

@@ -7,6 +7,8 @@ what the operating system lists, and AMX, which is named on machines where it fa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edgeadapt.cpu import Cpu
 
 X86_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -39,6 +41,16 @@ _ARM_EXTENSIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 _X86 = ("x86_64", "amd64", "i686")
 _ARM = ("aarch64", "arm64")
+
+
+def cpuinfo_names(extensions: Iterable[str]) -> frozenset[str]:
+    """What /proc/cpuinfo lists on an Arm CPU that has these of GCC's -march extensions.
+
+    Others (`neon`, which all have; `sme`, which is left out) count for nothing.
+    """
+    wanted = set(extensions)
+    found = (needed for name, needed in _ARM_EXTENSIONS if name in wanted)
+    return frozenset({"asimd"}.union(*found))
 
 
 def choose_options(cpu: Cpu, *, safe: bool = False) -> dict[str, str]:

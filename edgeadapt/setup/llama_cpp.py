@@ -30,7 +30,7 @@ VERSION = "0.3.36"
 SELF_TEST = (sys.executable, "-m", "edgeadapt.setup.self_test")
 _SELF_TEST_TIMEOUT_S = 300
 _FAILED = "failed.json"
-_FIXED_OPTIONS = {
+FIXED_OPTIONS = {
     "LLAVA_BUILD": "OFF",  # images; a third of the build
     # Into the package only: llama.cpp's own install rules put second copies into
     # site-packages/lib and headers into site-packages/include.
@@ -205,7 +205,7 @@ class _Plan:
         record = self.record | {"cpu": self.cpu.name}
         scratch = cache_dir() / "build" / self.folder.name
         with atomic_folder(self.folder, overwrite=True) as partial:
-            build.wheel(self.version, self.options | _FIXED_OPTIONS, record, scratch, partial)
+            build.wheel(self.version, self.options | FIXED_OPTIONS, record, scratch, partial)
             write_json(partial / build.RECORD, record)
 
     def known_failure(self) -> str | None:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = (
     "py.typed", "device_profiles/raspberry-pi-5.yaml", "report/report.html.jinja",
     "prediction/fitted.json", "recipes/demo.yaml", "converters/onnx/constraints-optimum.txt",
-    "setup/aarch64/greedy.cpp", "setup/llama_tools/CMakeLists.txt",
+    "setup/aarch64/greedy.cpp", "setup/board_install.sh.txt", "setup/llama_tools/CMakeLists.txt",
     "bundle/loading/gguf/Android.kt.txt", "runtimes/llama_cpp/session.py",
 )  # fmt: skip
 
