@@ -152,7 +152,7 @@ def retag(wheel: Path, out: Path) -> None:
         build.pip("install", "--quiet", "--target", str(tools), "wheel")
         moved = Path(shutil.copy2(wheel, folder))
         _call(
-            [sys.executable, "-c", "from wheel._commands import main; main()", "tags", "--remove",
+            [sys.executable, "-m", "wheel", "tags", "--remove",
              "--platform-tag", f"manylinux_2_{minor}_aarch64", str(moved)],
             PYTHONPATH=str(tools),
         )  # fmt: skip
