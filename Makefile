@@ -11,7 +11,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	&& { echo $$python; break; }; done)
 endif
 
-.PHONY: install optimum test test-e2e demo docs fuzz lint format clean
+.PHONY: install optimum test test-e2e test-slow demo docs fuzz lint format clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -36,8 +36,9 @@ $(VENV)/.installed: $(VENV)/.llama-cpp
 optimum: install
 	$(BIN)/edgeadapt setup optimum
 
-# Two at a time: much of a test is one thread that loads libraries. WORKERS=0 for one at a time.
-WORKERS ?= 2
+# WORKERS=2 runs two at a time: much of a test is one thread that loads libraries. Not the default,
+# since a test of Ctrl-C on a terminal hangs below such a worker.
+WORKERS ?= 0
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test: install
@@ -45,6 +46,10 @@ test: install
 
 test-e2e: install
 	$(PYTEST) -m e2e
+
+# What takes many minutes more: full disks, inputs that go away, each extra from the wheel.
+test-slow: install
+	EDGEADAPT_TEST_SLOW=1 $(PYTEST) -m e2e tests/faults tests/e2e/test_wheel.py
 
 demo: install
 	$(BIN)/edgeadapt run demo

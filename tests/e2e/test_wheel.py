@@ -220,6 +220,7 @@ def reader(tiny_model: Path, made: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.skipif("EDGEADAPT_TEST_SLOW" not in os.environ, reason="minutes: make test-slow")
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_an_extra_brings_what_its_command_needs(
     python: Path, wheel: Path, reader: Path, extra: str, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ from tests.faults.whole import REPORTS, check_cache, check_whole, contents, left
 from tests.faults.workplace import Program, finish, started
 from tests.tiny import save_llama
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif("EDGEADAPT_TEST_SLOW" not in os.environ, reason="minutes: make test-slow"),
+]
 
 ADAPTED = ("train", "merge", "reference")
 

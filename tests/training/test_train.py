@@ -75,8 +75,9 @@ def test_each_method_learns_and_leaves_a_loadable_folder(base, data, tmp_path, m
         assert spec.method == {"qlora": "lora"}.get(method, method)
         assert spec.base_model == "tiny"
         assert spec.record["base_hash"] == base_hash(base)
-        names = spec.config["target_modules"]  # in an order that no other process changes
-        assert len(names) > 1 and names == sorted(names)
+        if method != "adapter":
+            names = spec.config["target_modules"]  # in an order that no other process changes
+            assert len(names) > 1 and names == sorted(names)
 
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("adapter", marks=pytest.mark.e2e)])
