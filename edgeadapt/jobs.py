@@ -19,9 +19,9 @@ from edgeadapt.artifact import open_artifact
 from edgeadapt.chat_template import Message
 from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import InputError
-from edgeadapt.prefix import RUNTIMES, is_prefix, prefix_tokens, read_prefix, refuse_prefix
+from edgeadapt.prefix import is_prefix, prefix_tokens, read_prefix, runtimes_beside
 from edgeadapt.runtimes.base import Float32Array, Session, SessionSettings
-from edgeadapt.runtimes.registry import get_runtime, preferred_runtime
+from edgeadapt.runtimes.registry import get_runtime, installed_runtimes
 from edgeadapt.worker import Progress, run_job
 
 _ROWS = 64
@@ -168,10 +168,11 @@ def artifact_payload(
 ) -> dict[str, Any]:
     """What a job needs to `open_session`; what is not given takes its default."""
     artifact = open_artifact(path)
+    names = (runtime,) if runtime else installed_runtimes(artifact.format)
     return {
         "artifact": str(path),
         "adapter": None if adapter is None else str(adapter),
-        "runtime": runtime or preferred_runtime(artifact.format),
+        "runtime": runtimes_beside(names, adapter)[0],
         "threads": threads or available_threads(),
         "context": context,
     }
@@ -191,8 +192,6 @@ def open_session(payload: dict[str, Any], *, context: int) -> Session:
     artifact, adapter = open_artifact(Path(payload["artifact"])), payload.get("adapter")
     if adapter and is_prefix(Path(adapter)):
         read_prefix(Path(adapter)).check_artifact(artifact.lineage)
-        if payload["runtime"] not in RUNTIMES:
-            raise refuse_prefix(Path(adapter), payload["runtime"])
         context += prefix_tokens(Path(adapter))
     settings = SessionSettings(
         threads=payload["threads"],
@@ -227,7 +226,7 @@ def open_here(
     """Load an artifact in this process, for talking to it; the caller closes it.
 
     Raises:
-        EdgeAdaptError: as `open_artifact`, `preferred_runtime` and `Runtime.load`.
+        EdgeAdaptError: as `open_artifact`, `installed_runtimes` and `Runtime.load`.
     """
     payload = artifact_payload(path, adapter, runtime, threads) | {"provider": provider}
     return open_session(payload, context=context)

@@ -8,7 +8,7 @@ edgeadapt-prefix`, `schema_version`, and as `base_sha256` for which base it was 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,20 @@ def _checked(path: Path) -> tuple[SafetensorsFile, tuple[int, ...]]:
             "edgeadapt export --adapter-mode separate"
         )
     return file, next(iter(shapes))
+
+
+def runtimes_beside(names: Sequence[str], adapter: Path | None) -> tuple[str, ...]:
+    """Those of some runtimes that can start from a prefix; all, where the adapter is none.
+
+    Raises:
+        UnsupportedError: none of them can.
+    """
+    if adapter is None or not is_prefix(adapter):
+        return tuple(names)
+    fitting = tuple(name for name in names if name in RUNTIMES)
+    if not fitting:
+        raise refuse_prefix(adapter, names[0])
+    return fitting
 
 
 def refuse_prefix(path: Path, runtime: str) -> UnsupportedError:

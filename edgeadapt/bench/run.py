@@ -18,10 +18,10 @@ from edgeadapt.bench.pagecache import drop, files_of, read_once
 from edgeadapt.console import log
 from edgeadapt.errors import InputError, UnsupportedError
 from edgeadapt.jobs import available_threads
+from edgeadapt.prefix import runtimes_beside
 from edgeadapt.runtimes.registry import (
     get_runtime,
     installed_runtimes,
-    preferred_runtime,
     runtimes_for,
 )
 from edgeadapt.worker import run_job
@@ -83,7 +83,7 @@ def bench_artifact(
             "memory_limit": memory_limit,
         }
     )
-    (name,) = runtimes_of(path, runtime)
+    (name,) = runtimes_of(path, runtime, adapter)
     check_gpu_layers(name, gpu_layers)
     facts = _facts(artifact)
     machine = this_machine(watch_s=_WATCH_S)
@@ -200,25 +200,27 @@ def _prepare_cache(path: Path, cold: bool) -> None:
         )
 
 
-def runtimes_of(path: Path, runtime: str | None) -> tuple[str, ...]:
+def runtimes_of(path: Path, runtime: str | None, adapter: Path | None = None) -> tuple[str, ...]:
     """Runtimes to measure an artifact on.
 
     Args:
         path: the artifact.
         runtime: a name, `all` for each installed one that loads the artifact, or None.
+        adapter: what runs beside it; a prefix leaves out those that cannot start from one.
 
     Raises:
         InputError: the artifact cannot be opened, or does not run on that runtime.
+        UnsupportedError: the prefix does not.
         MissingExtraError: none is installed.
     """
     format = open_artifact(path).format
-    if runtime == "all":
-        return installed_runtimes(format)
-    name = runtime or preferred_runtime(format)
-    if format not in get_runtime(name).formats:
+    if runtime in (None, "all"):
+        found = runtimes_beside(installed_runtimes(format), adapter)
+        return found if runtime else found[:1]
+    if format not in get_runtime(runtime).formats:
         fitting = ", ".join(runtimes_for(format))
-        raise InputError(f"{name} does not load {path} ({format}); choose --runtime {fitting}")
-    return (name,)
+        raise InputError(f"{runtime} does not load {path} ({format}); choose --runtime {fitting}")
+    return runtimes_beside((runtime,), adapter)
 
 
 def check_gpu_layers(runtime: str, layers: int | None) -> None:

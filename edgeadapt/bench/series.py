@@ -42,7 +42,7 @@ def bench_each(
     runs = [
         (path, name, count)
         for path in paths
-        for name in runtimes_of(path, runtime)
+        for name in runtimes_of(path, runtime, options.get("adapter"))
         for count in threads or (available_threads(),)
     ]
     for _, name, _ in runs:

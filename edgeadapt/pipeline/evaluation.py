@@ -25,6 +25,7 @@ from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import read_json
 from edgeadapt.pipeline.results import FILE
 from edgeadapt.pipeline.verdicts import failures, judged_record
+from edgeadapt.prefix import runtimes_beside
 from edgeadapt.runtimes.registry import installed_runtimes, runtimes_for
 from edgeadapt.tokenizer import ModelTokenizer
 from edgeadapt.yaml_model import first_problem
@@ -192,7 +193,7 @@ def evaluate_artifacts(
     if task is not None:
         check_task(task)
     artifacts = [_open(path, settings.beside) for path in paths]
-    plans = [(artifact, _runtimes(artifact, settings.runtime)) for artifact in artifacts]
+    plans = [(artifact, _runtimes(artifact, settings)) for artifact in artifacts]
     source = open_model(str(subject.trained or subject.base)).source
     yardstick = yardstick_of(subject, settings)
     entries = []
@@ -226,17 +227,17 @@ def evaluate_artifacts(
     }
 
 
-def _runtimes(artifact: Artifact, wished: str | None) -> tuple[str, ...]:
-    if wished is None:
-        return installed_runtimes(artifact.format)[:1]
-    if wished == "all":
-        return installed_runtimes(artifact.format)
+def _runtimes(artifact: Artifact, settings: Settings) -> tuple[str, ...]:
+    wished = settings.runtime
+    if wished in (None, "all"):
+        found = runtimes_beside(installed_runtimes(artifact.format), settings.beside)
+        return found if wished else found[:1]
     if wished not in runtimes_for(artifact.format):
         raise InputError(
             f"{wished} does not load {artifact.path}, which is {artifact.format}; choose one of "
             f"{', '.join(runtimes_for(artifact.format))}"
         )
-    return (wished,)
+    return runtimes_beside((wished,), settings.beside)
 
 
 def _entry(artifact: Artifact, subject: Subject, settings: Settings) -> dict[str, Any]:

@@ -16,12 +16,16 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from edgeadapt.adapters import parse_adapters
 from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.bench.run import runtimes_of
 from edgeadapt.cli import cli
 from edgeadapt.errors import AdapterError, InputError, UnsupportedError
 from edgeadapt.export import export, export_prefix, open_model
 from edgeadapt.fidelity.metrics import kl_divergence, log_softmax
 from edgeadapt.jobs import artifact_payload, open_session
+from edgeadapt.pipeline import evaluation
+from edgeadapt.pipeline.evaluation import Settings, Subject, evaluate_artifacts
 from edgeadapt.prefix import prefix_tokens, read_prefix
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from tests.tiny import save_model
@@ -177,6 +181,37 @@ def test_bench_and_evaluate_run_it(shipped: dict[str, Any], tmp_path: Path) -> N
     )
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)[0]["settings"]["adapter"] == "p.safetensors"
+
+
+def test_of_several_runtimes_one_that_can_is_taken(shipped: dict[str, Any], tmp_path: Path) -> None:
+    """The preferred one for ONNX, onnxruntime-genai, cannot start from a KV cache."""
+    pytest.importorskip("onnxruntime_genai")
+    onnx, prefix = shipped["onnx"].path, shipped["prefix"]
+    assert artifact_payload(onnx)["runtime"] == "ort-genai"
+    assert artifact_payload(onnx, prefix)["runtime"] == "onnxruntime"
+    for name in (None, "all"):
+        assert runtimes_of(onnx, name, prefix) == ("onnxruntime",)
+    data = tmp_path / "held.jsonl"
+    data.write_text(json.dumps({"prompt": "What?", "completion": "The quick brown fox."}) + "\n")
+    subject = Subject(shipped["base"], parse_adapters([shipped["adapter"]]), data=data)
+    settings = Settings("all", quantized_base=False, beside=prefix)
+    (entry,) = evaluate_artifacts([onnx], subject, settings)["artifacts"]
+    assert list(entry["fidelity"]) == ["onnxruntime"]
+    assert entry["fidelity"]["onnxruntime"]["fidelity"]["mean_kl"]["value"] < 1e-4
+
+
+def test_one_that_cannot_is_refused_before_any_work(
+    shipped: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx, prefix = shipped["onnx"].path, shipped["prefix"]
+    with pytest.raises(UnsupportedError, match="llama-cpp and onnxruntime can"):
+        runtimes_of(onnx, "ort-genai", prefix)
+    with pytest.raises(UnsupportedError, match="llama-cpp and onnxruntime can"):
+        artifact_payload(shipped["base"], prefix)
+    subject = Subject(shipped["base"], parse_adapters([shipped["adapter"]]))
+    monkeypatch.setattr(evaluation, "yardstick_of", None)  # it takes minutes
+    with pytest.raises(UnsupportedError, match="llama-cpp and onnxruntime can"):
+        evaluate_artifacts([onnx], subject, Settings("ort-genai", beside=prefix))
 
 
 def run(*arguments: object) -> Any:
