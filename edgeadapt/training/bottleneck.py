@@ -61,12 +61,8 @@ def attach(model: Any, base: Path, width: int | None, seed: int) -> None:
     source = SafetensorsSource(base)
     intermediate = int(source.config["intermediate_size"])
     width = width or filling_width(intermediate)
-    model.requires_grad_(False)
     blocks = gated_blocks(source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name in blocks:
-            _attach(model.get_submodule(name), width)
+    _attach_all(model, blocks, width, seed)
     total, (trained, stored) = parameter_count(source), growth(source.config, width, len(blocks))
     log.info(
         "bottlenecks of width %d: %.2f%% of the base's weights are trained beside them; an "
@@ -74,6 +70,14 @@ def attach(model: Any, base: Path, width: int | None, seed: int) -> None:
         width, 100 * trained / total, 100 * stored / total,
         padded_width(intermediate, width), intermediate,
     )  # fmt: skip
+
+
+def _attach_all(model: Any, blocks: list[str], width: int, seed: int) -> None:
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in blocks:
+            _attach(model.get_submodule(name), width)
 
 
 def _attach(block: Any, width: int) -> None:
@@ -116,7 +120,12 @@ def load(model: Any, base: Path, folder: Path) -> Any:
     Raises:
         AdapterError: they do not fit it.
     """
-    attach(model, base, read_spec(folder).r, seed=0)
+    width = read_spec(folder).r
+    found = SafetensorsFile(folder / WEIGHTS).tensors().items()
+    shapes = {info.shape for name, info in found if name.endswith(".down.weight")}
+    if width < 1 or shapes != {(int(model.config.hidden_size), width)}:
+        raise _misfit(folder)  # before memory is asked for
+    _attach_all(model, gated_blocks(SafetensorsSource(base)), width, seed=0)
     return _fill(model, folder).eval()
 
 
@@ -130,7 +139,11 @@ def _fill(model: Any, folder: Path) -> Any:
     if {name: tuple(tensor.shape) for name, tensor in own.items()} != {
         name: info.shape for name, info in file.tensors().items()
     }:
-        raise AdapterError(f"the bottlenecks in {folder} do not fit the base; give theirs")
+        raise _misfit(folder)
     state = {name: torch.from_numpy(read_tensor(file, name)) for name in own}
     model.load_state_dict(state, strict=False)
     return model
+
+
+def _misfit(folder: Path) -> AdapterError:
+    return AdapterError(f"the bottlenecks in {folder} do not fit the base; give theirs")

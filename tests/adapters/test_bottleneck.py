@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from edgeadapt.adapters import AdapterChoice, merged_source, stacked_source
 from edgeadapt.adapters.bottleneck import filling_width, padded_width
-from edgeadapt.adapters.spec import WEIGHTS
+from edgeadapt.adapters.spec import CONFIG, WEIGHTS
 from edgeadapt.calibration.activations import load_model
 from edgeadapt.errors import AdapterError, UnsupportedError
 from edgeadapt.export import export, open_model
@@ -156,6 +157,14 @@ def test_misfits_are_named(tmp_path: Path) -> None:
     thinner = SafetensorsSource(save_llama(tmp_path / "thinner", hidden=32))
     with pytest.raises(AdapterError, match=r"has shape \(24, 64\), but \(24, 32\)"):
         merged_source(thinner, adapter)
+    absurd = shutil.copytree(adapter, tmp_path / "absurd")
+    for width in (0, -1, 10**12):  # for which memory would be asked
+        config = json.loads((adapter / CONFIG).read_text()) | {"r": width}
+        (absurd / CONFIG).write_text(json.dumps(config))
+        with pytest.raises(AdapterError, match="do not fit the base"):
+            live(base, absurd)
+        with pytest.raises(AdapterError, match=r"has shape \(24, 64\)"):
+            merged_source(SafetensorsSource(base), absurd)
     experts = SafetensorsSource(save_model(tmp_path / "experts", "mixtral"))
     with pytest.raises(UnsupportedError, match="several experts"):
         merged_source(experts, adapter)
