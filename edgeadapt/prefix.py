@@ -137,12 +137,13 @@ def _checked(path: Path) -> tuple[SafetensorsFile, tuple[int, ...]]:
     }
     shapes = {info.shape for info in found.values()}
     known = file.metadata.get("kind") == _KIND and file.metadata.get("schema_version") == _SCHEMA
-    if not known or set(found) != expected or len(shapes) != 1 or len(next(iter(shapes))) != 3:
+    one = next(iter(shapes)) if len(shapes) == 1 else ()
+    if not known or set(found) != expected or len(one) != 3 or 0 in one:
         raise InputError(
             f"{path} is no prefix of this edgeadapt; make one from a trained prefix with "
             "edgeadapt export --adapter-mode separate"
         )
-    return file, next(iter(shapes))
+    return file, one
 
 
 def runtimes_beside(names: Sequence[str], adapter: Path | None) -> tuple[str, ...]:

@@ -276,6 +276,11 @@ def test_what_does_not_fit_is_refused(shipped: dict[str, Any], tmp_path: Path) -
     save_file(tensors, nan)
     with pytest.raises(InputError, match="is no prefix of this edgeadapt"):
         opening(gguf, "llama-cpp", nan)
+    empty = tmp_path / "empty.safetensors"  # no bytes, and a context of 10^12 positions
+    nothing = {name: torch.zeros(0, 1 << 40, 16) for name in tensors}
+    save_file(nothing, empty, metadata=tag)
+    with pytest.raises(InputError, match="is no prefix of this edgeadapt"):
+        opening(gguf, "llama-cpp", empty)
     with pytest.raises(InputError, match="does not exist"):
         opening(gguf, "llama-cpp", tmp_path / "none.safetensors")
     wrong = shutil.copytree(shipped["adapter"], tmp_path / "wrong")
