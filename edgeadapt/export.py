@@ -193,9 +193,11 @@ def export_prefix(
         AdapterError: it belongs to another base.
         UnsupportedError: it is of a kind that leaves no KV cache.
     """
-    (choice,) = parse_adapters(adapter)
+    choices = parse_adapters(adapter)
+    if len(choices) != 1 or choices[0].weight is not None:
+        raise InputError("a prefix is the KV cache of one adapter, without a weight: give one")
     model = open_model(base, revision=revision)
-    spec = checked_spec(choice.path, base, model.lineage["base"]["sha256"], any_base)
+    spec = checked_spec(choices[0].path, base, model.lineage["base"]["sha256"], any_base)
     prefix = trained_prefix(spec, model.source, model.lineage["base"]["sha256"])
     write_prefix(prefix, out)
     lineage = model.lineage | {"adapter": adapter_lineage(spec), "mode": "separate"}

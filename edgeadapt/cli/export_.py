@@ -230,6 +230,11 @@ def _separate(
 
     found: ParityReport | None = None
     if is_prefix(out):
+        if quant is not None or parity or onnx != OnnxOptions():
+            raise InputError(
+                "a prefix holds float32 keys and values, no text and no graph: leave --quant, "
+                "--parity and the options of ONNX graphs out"
+            )
         made = export_prefix(base, adapter, out, revision=revision, any_base=any_base)
         use = f"edgeadapt chat BASE.gguf --adapter {out}, or with an ONNX folder of the base"
     elif format == "onnx" and out.suffix != SUFFIX:

@@ -228,6 +228,14 @@ def test_the_command_line_ships_it(shipped: dict[str, Any], tmp_path: Path) -> N
     assert out.read_bytes() == shipped["prefix"].read_bytes()
     again = run(*arguments, "--adapter-mode", "separate", "--out", out)
     assert again.exit_code == 2
+    for more in (("--adapter", shipped["base"]), ("--quant", "Q8_0"), ("--parity",)):
+        refused = run(
+            *arguments, *more, "--adapter-mode", "separate", "--out", tmp_path / "q.safetensors"
+        )
+        assert refused.exit_code == 2 and "Error: " in refused.stderr, more
+    weighted = (*arguments[:-1], f"{shipped['adapter']}=0.5", "--adapter-mode", "separate")
+    refused = run(*weighted, "--out", tmp_path / "q.safetensors")
+    assert refused.exit_code == 2 and "without a weight" in refused.stderr
     merged = run(*arguments, "--format", "gguf", "--quant", "F32", "--out", tmp_path / "m.gguf")
     assert merged.exit_code == 2
     assert "--adapter-mode separate --out prefix.safetensors" in merged.stderr
