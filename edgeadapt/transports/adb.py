@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -147,21 +147,8 @@ class AdbTransport(ShellTransport):
     def _client(self) -> Sequence[str]:
         return (*_adb(), "-s", self._serial, "shell", "-T")
 
-    def _call(
-        self,
-        script: str,
-        arguments: Sequence[str],
-        feed: Callable[[IO[bytes]], None] | None = None,
-        *,
-        beat_s: float | None = None,
-        timeout_s: float | None = None,
-        show: bool = False,
-        hear: Callable[[bytes], None] | None = None,
-    ) -> Finished:
+    def _ended(self, finished: Finished) -> Finished:
         """See `ShellTransport`. A device that vanishes is no error for adb: it ends with code 0."""
-        finished = super()._call(
-            script, arguments, feed, beat_s=beat_s, timeout_s=timeout_s, show=show, hear=hear
-        )
         stdout, ended, code = finished.stdout.rpartition(scripts.ENDED.encode())
         if ended and code.strip().isdigit():
             return replace(finished, stdout=stdout, code=int(code))

@@ -203,6 +203,10 @@ class ShellTransport(Transport):
     def _command_line(self, script: bytes) -> str:
         return scripts.command_line(script)
 
+    def _ended(self, finished: Finished) -> Finished:
+        """What a client's end says of the script's."""
+        return finished
+
     def _ask(self, script: str, arguments: Sequence[str]) -> str:
         """Run a short script and return what it says.
 
@@ -233,7 +237,9 @@ class ShellTransport(Transport):
                 feed(stdin)
 
         command = [*self._client(), self._command_line(text)]
-        return talk(command, speak, beat_s=beat_s, timeout_s=timeout_s, show=show, hear=hear)
+        return self._ended(
+            talk(command, speak, beat_s=beat_s, timeout_s=timeout_s, show=show, hear=hear)
+        )
 
 
 def _after_marker(stdout: bytes) -> bytes:
