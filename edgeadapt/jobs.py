@@ -19,7 +19,7 @@ from edgeadapt.artifact import open_artifact
 from edgeadapt.chat_template import Message
 from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import InputError
-from edgeadapt.prefix import is_prefix, prefix_tokens, read_prefix, runtimes_beside
+from edgeadapt.prefix import is_prefix, read_prefix, runtimes_beside
 from edgeadapt.runtimes.base import Float32Array, Session, SessionSettings
 from edgeadapt.runtimes.registry import get_runtime, installed_runtimes
 from edgeadapt.worker import Progress, run_job
@@ -191,8 +191,9 @@ def open_session(payload: dict[str, Any], *, context: int) -> Session:
     """
     artifact, adapter = open_artifact(Path(payload["artifact"])), payload.get("adapter")
     if adapter and is_prefix(Path(adapter)):
-        read_prefix(Path(adapter)).check_artifact(artifact.lineage)
-        context += prefix_tokens(Path(adapter))
+        prefix = read_prefix(Path(adapter))
+        prefix.check_artifact(artifact.lineage)
+        context += prefix.tokens
     settings = SessionSettings(
         threads=payload["threads"],
         context=context,

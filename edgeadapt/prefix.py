@@ -102,11 +102,6 @@ def write_prefix(prefix: Prefix, out: Path) -> None:
     write_safetensors(out, infos, lambda name, start, stop: arrays[name][start:stop], metadata)
 
 
-def prefix_tokens(path: Path) -> int:
-    """How many positions the prefix in a file takes, by its header."""
-    return _checked(path)[1][1]
-
-
 def read_prefix(path: Path) -> Prefix:
     """Read a file.
 
@@ -115,7 +110,7 @@ def read_prefix(path: Path) -> Prefix:
         CorruptFileError: it is damaged.
         AdapterError: it holds numbers that are not finite.
     """
-    file, _ = _checked(path)
+    file = _checked(path)
     layers = len(file.tensors()) // 2
     keys, values = (
         np.stack([read_tensor(file, f"layers.{layer}.{kind}") for layer in range(layers)])
@@ -126,8 +121,7 @@ def read_prefix(path: Path) -> Prefix:
     return Prefix(keys, values, file.metadata.get("base_sha256"))
 
 
-def _checked(path: Path) -> tuple[SafetensorsFile, tuple[int, ...]]:
-    """The file, and the shape of each of its tensors."""
+def _checked(path: Path) -> SafetensorsFile:
     if not path.is_file():
         raise InputError(f"the prefix {path} does not exist")
     file = SafetensorsFile(path)
@@ -143,7 +137,7 @@ def _checked(path: Path) -> tuple[SafetensorsFile, tuple[int, ...]]:
             f"{path} is no prefix of this edgeadapt; make one from a trained prefix with "
             "edgeadapt export --adapter-mode separate"
         )
-    return file, one
+    return file
 
 
 def runtimes_beside(names: Sequence[str], adapter: Path | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.adapters import bottleneck
+from edgeadapt.adapters.adapted import AdaptedSource
 from edgeadapt.adapters.contents import AdapterContents, LoraKeys, Parts, changes, lora_keys
 from edgeadapt.adapters.patches import (
     AddPatch,
@@ -44,7 +45,7 @@ PatchFactory = Callable[[], Patch]
 
 def merged_source(
     base: WeightSource, adapter: Path, *, original: WeightSource | None = None, weight: float = 1.0
-) -> WeightSource:
+) -> AdaptedSource:
     """The base with the adapter in `adapter` merged in, tensor by tensor, in float32.
 
     Args:

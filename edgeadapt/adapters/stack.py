@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from edgeadapt.adapters.bottleneck import WiderSource
-from edgeadapt.adapters.merged import MergedSource, merged_source
+from edgeadapt.adapters.adapted import AdaptedSource
+from edgeadapt.adapters.merged import merged_source
 from edgeadapt.adapters.separate import not_plain_lora
 from edgeadapt.adapters.spec import read_spec
-from edgeadapt.adapters.via_peft import PeftMergedSource
 from edgeadapt.errors import AdapterError, InputError, UnsupportedError
 from edgeadapt.weights import WeightSource
 
@@ -83,21 +82,18 @@ def stacked_source(base: WeightSource, adapters: Sequence[AdapterChoice]) -> Wei
                     f"the adapter {choice.path} cannot be weighted: {reasons[0]}; give adapters "
                     "without weights to merge them one after the other"
                 )
-        source = merged_source(
+        source = merged = merged_source(
             source,
             choice.path,
             original=base,
             weight=1.0 if choice.weight is None else choice.weight,
         )
-        assert isinstance(source, MergedSource | PeftMergedSource | WiderSource)
-        _check_order(source, changed)
-        changed |= dict.fromkeys(source.changed, choice.path.name)
+        _check_order(merged, changed)
+        changed |= dict.fromkeys(merged.changed, choice.path.name)
     return source
 
 
-def _check_order(
-    source: MergedSource | PeftMergedSource | WiderSource, changed: dict[str, str]
-) -> None:
+def _check_order(source: AdaptedSource, changed: dict[str, str]) -> None:
     """A saved copy of a whole tensor would silently undo what earlier adapters did to it."""
     for name in sorted(source.replaced & changed.keys()):
         raise AdapterError(

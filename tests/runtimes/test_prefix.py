@@ -26,7 +26,7 @@ from edgeadapt.fidelity.metrics import kl_divergence, log_softmax
 from edgeadapt.jobs import artifact_payload, open_session
 from edgeadapt.pipeline import evaluation
 from edgeadapt.pipeline.evaluation import Settings, Subject, evaluate_artifacts
-from edgeadapt.prefix import prefix_tokens, read_prefix
+from edgeadapt.prefix import read_prefix
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from tests.tiny import save_model
 
@@ -224,7 +224,7 @@ def test_the_command_line_ships_it(shipped: dict[str, Any], tmp_path: Path) -> N
     done = run(*arguments, "--adapter-mode", "separate", "--out", out)
     assert done.exit_code == 0, done.stderr
     assert "--adapter" in done.stdout
-    assert prefix_tokens(out) == TOKENS
+    assert read_prefix(out).tokens == TOKENS
     assert out.read_bytes() == shipped["prefix"].read_bytes()
     again = run(*arguments, "--adapter-mode", "separate", "--out", out)
     assert again.exit_code == 2
