@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from edgeadapt.bundle.manifest import LARGEST, Manifest
 from edgeadapt.console import log
 from edgeadapt.errors import GateFailure, InputError, MissingExtraError
 from edgeadapt.files import atomic_folder, check_disk
+from edgeadapt.leftovers import scratch
 
 if TYPE_CHECKING:
     from edgeadapt.bundle.golden import GoldenDocument
@@ -109,10 +109,10 @@ def as_folder(container: Container, manifest: Manifest, base: Container | None) 
     if isinstance(container, Folder) and base is None:
         yield container.path
         return
-    with tempfile.TemporaryDirectory(prefix="edgeadapt-verify-") as place:
-        check_disk(Path(place) / "x", sum(entry.size for entry in manifest.files.values()))
-        lay_out(container, manifest, base, Path(place))
-        yield Path(place)
+    with scratch("verify") as place:
+        check_disk(place / "x", sum(entry.size for entry in manifest.files.values()))
+        lay_out(container, manifest, base, place)
+        yield place
 
 
 def _unpack(container: Container, manifest: Manifest, base: Container | None, out: Path) -> None:

@@ -7,7 +7,6 @@ the one that was looked at: if someone else commits in between, the hub refuses 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from edgeadapt.bundle.manifest import DIGEST, LARGEST, MANIFEST, UNLISTED, Manif
 from edgeadapt.bundle.verify import as_folder
 from edgeadapt.errors import EdgeAdaptError, HostFailure, InputError
 from edgeadapt.extras import need
+from edgeadapt.leftovers import scratch
 from edgeadapt.registry.reference import HubReference
 
 
@@ -79,12 +79,12 @@ def _earlier(source: HubSource) -> tuple[Manifest, str] | None:
     """The manifest of the bundle that is there, and its SHA-256; none where it cannot be read."""
     if any(source.files.get(name, (LARGEST + 1,))[0] > LARGEST for name in (MANIFEST, DIGEST)):
         return None
-    with tempfile.TemporaryDirectory(prefix="edgeadapt-push-") as place:
+    with scratch("push") as place:
         for name in (MANIFEST, DIGEST):
-            for _ in source.fetch(name, LARGEST, Path(place) / name):
+            for _ in source.fetch(name, LARGEST, place / name):
                 pass
         try:
-            return read_manifest(open_container(Path(place)))
+            return read_manifest(open_container(place))
         except EdgeAdaptError:  # of a later version, say, or damaged
             return None
 
