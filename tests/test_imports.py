@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgeadapt.cli
+from tests.import_all import IMPORT_ALL
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,8 +97,9 @@ print(json.dumps(sorted(sys.modules)))
     assert not loaded & set(SLOW)
 
 
-ELSEWHERE = """
-import importlib, os, pkgutil, sys
+ELSEWHERE = (
+    """
+import os, sys
 import asyncio, multiprocessing, shutil, subprocess, tempfile  # those of Linux are loaded first
 import click, gguf, numpy, psutil, pydantic, rich.console, safetensors, yaml
 
@@ -107,22 +109,11 @@ for name in ("sched_getaffinity", "sched_setaffinity", "killpg", "getpgrp", "get
              "setsid", "fork", "uname", "posix_fadvise", "mkfifo", "statvfs", "wait4"):
     if hasattr(os, name):
         delattr(os, name)
-
-import edgeadapt
-
-found, failed = 0, []
-for module in pkgutil.walk_packages(edgeadapt.__path__, "edgeadapt."):
-    if module.name.endswith("__main__"):
-        continue
-    try:
-        importlib.import_module(module.name)
-        found += 1
-    except ModuleNotFoundError as error:
-        if error.name not in HEAVY:
-            failed.append(f"{module.name}: {error}")
-    except Exception as error:
-        failed.append(f"{module.name}: {error!r}")
-assert not failed, "\\n".join(failed)
+"""
+    + IMPORT_ALL
+    + """
+failed = {module: name for module, name in absent.items() if name not in HEAVY}
+assert not failed, failed
 assert found > 200, found
 
 from edgeadapt.cpu import usable_cpus
@@ -130,6 +121,7 @@ from edgeadapt.setup.build import jobs
 
 assert usable_cpus() == os.cpu_count() and jobs() >= 1
 """
+)
 
 
 def test_every_module_imports_where_posix_is_missing() -> None:
