@@ -136,10 +136,11 @@ class Sampler:
 
     def _look(self, pid: int) -> None:
         fields = _status(pid)
-        self._add(_counted(fields))
-        if "VmHWM" in fields:
-            self.high_water.append(fields["VmHWM"])
-        elif not fields and (rss := _psutil_rss(pid)) is not None:
+        point, mark = _counted(fields), fields.get("VmHWM")
+        self._add(point)
+        if mark is not None:
+            self.high_water.append(mark)
+        if point is None and mark is None and (rss := _psutil_rss(pid)) is not None:
             self.rss.append(rss)
 
 
