@@ -83,7 +83,7 @@ def _attach_all(model: Any, blocks: list[str], width: int, seed: int) -> None:
 def _attach(block: Any, width: int) -> None:
     act = getattr(block, "act_fn", None) or block.activation_fn
     weight = block.down_proj.weight
-    block.add_module(MODULE, Bottleneck(weight.shape[0], width, act, weight))
+    block.add_module(MODULE, Bottleneck(block.down_proj.out_features, width, act, weight))
     block.register_forward_hook(
         lambda module, inputs, output: output + getattr(module, MODULE)(inputs[0])
     )
@@ -92,9 +92,10 @@ def _attach(block: Any, width: int) -> None:
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     """The bottlenecks' weights by their names in the model, contiguous, on the CPU."""
     return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if f".{MODULE}." in name
+        f"{name}.{part}": parameter.detach().cpu().contiguous()
+        for name, module in model.named_modules()
+        if isinstance(module, Bottleneck)
+        for part, parameter in module.named_parameters()
     }
 
 

@@ -103,6 +103,12 @@ def test_rows_may_be_read_in_any_pieces(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
+def test_only_our_own_modules_count_as_trained(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(save_llama(tmp_path / "base"))
+    model.model.layers[0].mlp.add_module("adapter", torch.nn.Linear(2, 2))
+    assert bottleneck.trained_tensors(model) == {}
+
+
 def test_zeros_fill_up_to_a_super_block() -> None:
     assert [filling_width(n) for n in (1536, 96, 250)] == [256, 160, 6]
     assert [padded_width(1536, n) for n in (1, 64, 256, 257)] == [1792, 1792, 1792, 2048]
