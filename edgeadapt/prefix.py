@@ -70,7 +70,8 @@ class Prefix:
                 f"the prefix was trained for a base with sha256 {self.base[:12]}..., and the "
                 f"artifact was made from {base[:12]}...; export that base"
             )
-        if lineage.get("adapter") or lineage.get("adapters"):
+        beside = lineage.get("mode") == "separate"  # its graph takes adapters, and has none in it
+        if not beside and (lineage.get("adapter") or lineage.get("adapters")):
             raise AdapterError(
                 "the prefix was trained for the plain base, and the artifact has an adapter merged "
                 "in; export the base alone"

@@ -23,7 +23,10 @@ from edgeadapt.weights import Float32Array
 _FLOATS = {0: "<f4", 1: "<f2"}
 """`enum ggml_type` in ggml.h -> how its elements are stored."""
 _ROPE_NORMAL = 0
-"""`enum llama_rope_type`: neighbours are rotated together, for which converters reorder Q and K."""
+"""`enum llama_rope_type`: neighbours are rotated together."""
+_REORDERED = frozenset({"llama", "smollm3", "granite"})
+"""Architectures with that type whose converters reorder the rows of Q and K for it; those of others
+have their neighbours side by side already, or we do not know."""
 
 
 def check_model(lib: Any, model: Any) -> None:
@@ -43,14 +46,31 @@ def check_model(lib: Any, model: Any) -> None:
 
 def cache_shape(lib: Any, model: Any) -> tuple[int, int, int]:
     """Layers, KV heads and head size of a model's KV cache."""
-    architecture = _metadata(lib, model, "general.architecture")
-    size = _metadata(lib, model, f"{architecture}.attention.key_length")
+    size = _metadata(lib, model, f"{_architecture(lib, model)}.attention.key_length")
     heads = int(lib.llama_model_n_head(model))
     return (
         int(lib.llama_model_n_layer(model)),
         int(lib.llama_model_n_head_kv(model)),
         int(size) if size else int(lib.llama_model_n_embd(model)) // heads,
     )
+
+
+def is_reordered(rope_type: int, architecture: str) -> bool:
+    """Whether a GGUF file holds the dimensions of K in another order than transformers.
+
+    Raises:
+        UnsupportedError: it is not known.
+    """
+    if rope_type == _ROPE_NORMAL and architecture not in _REORDERED:
+        raise UnsupportedError(
+            f"in which order {architecture!r} files hold the dimensions of their keys is not known "
+            "here, so they cannot start from a prefix; run it on onnxruntime"
+        )
+    return rope_type == _ROPE_NORMAL
+
+
+def _architecture(lib: Any, model: Any) -> str:
+    return _metadata(lib, model, "general.architecture")
 
 
 def _metadata(lib: Any, model: Any, key: str) -> str:
@@ -99,7 +119,7 @@ def with_prefix(lib: Any, model: Any, state: bytes, prefix: Prefix) -> bytes:
     transposed, layers = reader.take("<2I")
     reader.expect(layers == len(prefix.keys))
     keys = prefix.keys
-    if lib.llama_model_rope_type(model) == _ROPE_NORMAL:
+    if is_reordered(lib.llama_model_rope_type(model), _architecture(lib, model)):
         keys = _interleaved(keys)
     for layer in range(layers):
         kind, row_bytes = reader.take("<iQ")

@@ -22,12 +22,14 @@ from edgeadapt.bench.run import runtimes_of
 from edgeadapt.cli import cli
 from edgeadapt.errors import AdapterError, InputError, UnsupportedError
 from edgeadapt.export import export, export_prefix, open_model
+from edgeadapt.export_separate import export_with_adapters
 from edgeadapt.fidelity.metrics import kl_divergence, log_softmax
 from edgeadapt.jobs import artifact_payload, open_session
 from edgeadapt.pipeline import evaluation
 from edgeadapt.pipeline.evaluation import Settings, Subject, evaluate_artifacts
 from edgeadapt.prefix import read_prefix
 from edgeadapt.runtimes import SessionSettings, get_runtime
+from edgeadapt.runtimes.llama_cpp.state import is_reordered
 from tests.tiny import save_model
 
 pytest.importorskip("llama_cpp")
@@ -239,6 +241,29 @@ def test_the_command_line_ships_it(shipped: dict[str, Any], tmp_path: Path) -> N
     merged = run(*arguments, "--format", "gguf", "--quant", "F32", "--out", tmp_path / "m.gguf")
     assert merged.exit_code == 2
     assert "--adapter-mode separate --out prefix.safetensors" in merged.stderr
+
+
+def test_an_unknown_order_of_keys_is_refused() -> None:
+    assert is_reordered(0, "llama")
+    assert not is_reordered(2, "qwen3")
+    with pytest.raises(UnsupportedError, match="'command-r' files"):
+        is_reordered(0, "command-r")
+
+
+def test_a_graph_that_takes_adapters_takes_a_prefix_too(
+    shipped: dict[str, Any], tmp_path: Path
+) -> None:
+    lora = tmp_path / "lora"
+    base = AutoModelForCausalLM.from_pretrained(shipped["base"])
+    peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(lora)
+    made = export_with_adapters(str(shipped["base"]), [lora], "fp32", tmp_path / "graph")
+    payload = artifact_payload(made.path, shipped["prefix"], "onnxruntime", threads=1)
+    session = open_session(payload, context=len(IDS))
+    try:
+        expected = live(shipped["base"], shipped["adapter"])
+        assert abs(session.all_logits(IDS) - expected).max() <= 1e-3
+    finally:
+        session.close()
 
 
 def test_what_does_not_fit_is_refused(shipped: dict[str, Any], tmp_path: Path) -> None:
