@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt import __version__
+from edgeadapt.adapters.bottleneck import gated_blocks
 from edgeadapt.artifact import MANIFEST, SCHEMA_VERSION
 from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded, encode_dataset
@@ -24,6 +25,7 @@ from edgeadapt.export import ModelToExport
 from edgeadapt.extras import need, need_torch_sharing_cores
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import atomic_folder, full_disk_told, write_json
+from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
 from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.methods import METHODS, Method, settle_configs
@@ -90,6 +92,8 @@ def train(
     tokenizer = ModelTokenizer.from_folder(base)
     if teacher is not None:
         check_teacher(base, teacher.folder)
+    if METHODS[settings.method].bottleneck:
+        gated_blocks(SafetensorsSource(base))  # refused here, and not after minutes of scoring
     encoded = encode_dataset(train_data, tokenizer, settings.max_tokens)
     held_out = heldout_data and held_out_text(
         heldout_data, tokenizer, limit=settings.held_out_examples,

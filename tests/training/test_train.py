@@ -29,7 +29,7 @@ from edgeadapt.training.methods import METHODS
 from edgeadapt.training.score import score_model
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.train import train
-from tests.tiny import save_llama
+from tests.tiny import save_llama, save_model
 from tests.training import killed
 from tests.training.conftest import write_questions
 
@@ -170,6 +170,14 @@ def test_a_teacher_of_another_vocabulary_is_refused(base, data, tmp_path):
             base, data, None, TrainSettings(), tmp_path / "out", base_spec="tiny",
             teacher=open_model(str(other)),
         )  # fmt: skip
+
+
+def test_a_base_without_gated_blocks_is_refused_before_any_work(data, tmp_path):
+    experts = save_model(tmp_path / "experts", "mixtral")
+    settings = TrainSettings(method="adapter", max_steps=1)
+    with pytest.raises(UnsupportedError, match="several experts"):
+        train(experts, data, data, settings, tmp_path / "out", base_spec="tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["experts"]
 
 
 def test_other_inputs_start_afresh(base, data, tmp_path):
