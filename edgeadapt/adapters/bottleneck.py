@@ -77,34 +77,32 @@ class _Rows:
 
 
 class WiderSource:
-    """The base, with a bottleneck in each of its feed-forward blocks; see the module."""
+    """The base, with a bottleneck in each of its feed-forward blocks; see the module.
 
-    def __init__(self, base: WeightSource, spec: AdapterSpec, *, weight: float = 1.0) -> None:
-        """Match the adapter's tensors to the base's blocks; none is read yet.
+    It is as before training: the bottlenecks are zeros, and add nothing.
+    """
+
+    def __init__(self, base: WeightSource, width: int) -> None:
+        """Find the blocks; nothing is read yet.
 
         Args:
             base: what to widen.
-            spec: the adapter.
-            weight: a factor on what the bottlenecks add.
+            width: of the bottlenecks.
 
         Raises:
-            AdapterError: the adapter does not fit this base.
-            CorruptFileError: its file is damaged.
             UnsupportedError: the base has no gated feed-forward blocks.
         """
         self.base = base
-        self.spec = spec
-        self._weight = np.float32(weight)
-        self._file = SafetensorsFile(spec.path / WEIGHTS)
         self._infos = dict(base.tensors())
+        self._parts: dict[str, dict[str, tuple[int, int]]] = {}
+        """Shapes of each block's bottleneck: of the gate, up and down part."""
         self._stretches: dict[str, tuple[_Rows, ...]] = {}
         self._columns: dict[str, str] = {}
-        self._whole = functools.lru_cache(maxsize=2)(self._read)
         blocks = gated_blocks(base)
-        self._check_blocks(blocks)
         for block in blocks:
-            self._widen(block)
-        self._config = dict(base.config) | {"intermediate_size": self._width_of(blocks[0])}
+            self._widen(block, width)
+        wide = self._infos[f"{blocks[0]}.down_proj.weight"].shape[1]
+        self._config = dict(base.config) | {"intermediate_size": wide}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -133,10 +131,14 @@ class WiderSource:
         if name not in self._columns:
             return rows
         wide = np.zeros((len(rows), self._infos[name].shape[1]), np.float32)
-        added = self._whole(self._columns[name])[start:stop] * self._weight
+        added = self._part(self._columns[name], "down")[start:stop]
         wide[:, : rows.shape[1]] = rows
         wide[:, rows.shape[1] : rows.shape[1] + added.shape[1]] = added
         return wide
+
+    def _part(self, block: str, part: str) -> Float32Array:
+        """A whole tensor of a bottleneck."""
+        return np.zeros(self._parts[block][part], np.float32)
 
     def _stacked(self, name: str, start: int, stop: int) -> Float32Array:
         result = np.zeros((stop - start, *self._infos[name].shape[1:]), np.float32)
@@ -148,59 +150,21 @@ class WiderSource:
             first += stretch.count
         return result
 
-    def _read(self, key: str) -> Float32Array:
-        values = read_tensor(self._file, key)
-        if not np.isfinite(values).all():
-            raise AdapterError(f"{self._file.path}: {key!r} holds NaN or infinite values")
-        return values
-
-    def _check_blocks(self, blocks: list[str]) -> None:
-        self._keys: dict[str, dict[str, str]] = {}
-        for key in self._file.tensors():
-            found = _KEY.match(key)
-            if found is None or found["part"] not in PARTS:
-                raise AdapterError(
-                    f"{self._file.path} holds {key!r}, which is no part of a bottleneck"
-                )
-            self._keys.setdefault(found["block"], {})[found["part"]] = key
-        trained_on = f"it was trained on {self.spec.base_model or 'another base'}: give that base"
-        if unknown := sorted(self._keys.keys() - set(blocks)):
-            raise AdapterError(
-                f"the adapter widens {unknown[0]!r}, which the base does not have; {trained_on}"
-            )
-        for block in blocks:
-            if set(self._keys.get(block, {})) != set(PARTS):
-                raise AdapterError(
-                    f"the adapter has no complete bottleneck for {block!r}: expected "
-                    f"{', '.join(PARTS)}; {trained_on}"
-                )
-
-    def _width_of(self, block: str) -> int:
-        return self._infos[f"{block}.down_proj.weight"].shape[1]
-
-    def _widen(self, block: str) -> None:
-        keys, down = self._keys[block], f"{block}.down_proj.weight"
+    def _widen(self, block: str, width: int) -> None:
+        down, fused = f"{block}.down_proj.weight", f"{block}.gate_up_proj.weight"
         if down not in self._infos:
             raise UnsupportedError(f"the base has no {down!r}, so its block cannot be widened")
         outputs, before = self._infos[down].shape
-        width = self.spec.r
-        fused = f"{block}.gate_up_proj.weight"
-        inputs = self._infos[fused if fused in self._infos else f"{block}.gate_proj.weight"].shape[
-            1
-        ]
-        for part, shape in {
+        first = fused if fused in self._infos else f"{block}.gate_proj.weight"
+        inputs = self._infos[first].shape[1]
+        self._parts[block] = {
             "gate": (width, inputs), "up": (width, inputs), "down": (outputs, width),
-        }.items():  # fmt: skip
-            if (given := self._file.tensors()[keys[part]].shape) != shape:
-                raise AdapterError(
-                    f"the adapter's {keys[part]} has shape {given}, but {shape} is expected for "
-                    f"this base; it was trained on {self.spec.base_model or 'another base'}"
-                )
+        }  # fmt: skip
         zeros = padded_width(before, width) - before - width
-        self._columns[down] = keys["down"]
+        self._columns[down] = block
         self._resize(down, (outputs, before + width + zeros))
         added = {
-            part: (_Rows(width, functools.partial(self._rows_of, keys[part])), _Rows(zeros))
+            part: (_Rows(width, functools.partial(self._part_rows, block, part)), _Rows(zeros))
             for part in ("gate", "up")
         }
         if fused in self._infos:
@@ -212,8 +176,8 @@ class WiderSource:
             if (bias := f"{block}.{name}.bias") in self._infos:
                 self._stack(bias, before, *[(_Rows(width + zeros),)] * halves)
 
-    def _rows_of(self, key: str, start: int, stop: int) -> Float32Array:
-        return self._whole(key)[start:stop]
+    def _part_rows(self, block: str, part: str, start: int, stop: int) -> Float32Array:
+        return self._part(block, part)[start:stop]
 
     def _stack(self, name: str, before: int, *added: tuple[_Rows, ...]) -> None:
         """Put stretches below each part of `before` rows of a tensor of the base."""
@@ -230,6 +194,74 @@ class WiderSource:
 
     def _resize(self, name: str, shape: tuple[int, ...]) -> None:
         self._infos[name] = replace(self._infos[name], shape=shape, dtype="F32")
+
+
+class BottleneckSource(WiderSource):
+    """The base, with the bottlenecks of a trained adapter."""
+
+    def __init__(self, base: WeightSource, spec: AdapterSpec, *, weight: float = 1.0) -> None:
+        """Match the adapter's tensors to the base's blocks; none is read yet.
+
+        Args:
+            base: what to widen.
+            spec: the adapter.
+            weight: a factor on what the bottlenecks add.
+
+        Raises:
+            AdapterError: the adapter does not fit this base.
+            CorruptFileError: its file is damaged.
+            UnsupportedError: the base has no gated feed-forward blocks.
+        """
+        super().__init__(base, spec.r)
+        self.spec = spec
+        self._weight = np.float32(weight)
+        self._file = SafetensorsFile(spec.path / WEIGHTS)
+        self._keys = self._keys_by_block()
+        self._check_fit()
+        self._whole = functools.lru_cache(maxsize=2)(self._read)
+
+    def _part(self, block: str, part: str) -> Float32Array:
+        values = self._whole(self._keys[block][part])
+        return values * self._weight if part == "down" else values
+
+    def _read(self, key: str) -> Float32Array:
+        values = read_tensor(self._file, key)
+        if not np.isfinite(values).all():
+            raise AdapterError(f"{self._file.path}: {key!r} holds NaN or infinite values")
+        return values
+
+    def _keys_by_block(self) -> dict[str, dict[str, str]]:
+        keys: dict[str, dict[str, str]] = {}
+        for key in self._file.tensors():
+            found = _KEY.match(key)
+            if found is None or found["part"] not in PARTS:
+                raise AdapterError(
+                    f"{self._file.path} holds {key!r}, which is no part of a bottleneck"
+                )
+            keys.setdefault(found["block"], {})[found["part"]] = key
+        return keys
+
+    def _check_fit(self) -> None:
+        """See that each block has its bottleneck, of the right shapes, and that none is left."""
+        trained_on = f"it was trained on {self.spec.base_model or 'another base'}"
+        if unknown := sorted(self._keys.keys() - self._parts.keys()):
+            raise AdapterError(
+                f"the adapter widens {unknown[0]!r}, which the base does not have; {trained_on}: "
+                "give that base"
+            )
+        for block, shapes in self._parts.items():
+            if set(self._keys.get(block, {})) != set(PARTS):
+                raise AdapterError(
+                    f"the adapter has no complete bottleneck for {block!r}: expected "
+                    f"{', '.join(PARTS)}; {trained_on}: give that base"
+                )
+            for part, shape in shapes.items():
+                key = self._keys[block][part]
+                if (given := self._file.tensors()[key].shape) != shape:
+                    raise AdapterError(
+                        f"the adapter's {key} has shape {given}, but {shape} is expected for this "
+                        f"base; {trained_on}"
+                    )
 
 
 def growth(config: Mapping[str, Any], width: int, blocks: int) -> tuple[int, int]:

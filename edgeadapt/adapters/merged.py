@@ -63,7 +63,7 @@ def merged_source(
     if spec.peft_type in {"LORA", "IA3"}:
         return MergedSource(base, spec, original=original, weight=weight)
     if spec.peft_type == bottleneck.PEFT_TYPE:
-        return bottleneck.WiderSource(base, spec, weight=weight)
+        return bottleneck.BottleneckSource(base, spec, weight=weight)
     from edgeadapt.adapters.via_peft import PeftMergedSource
 
     return PeftMergedSource(base, spec)
