@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -117,7 +118,9 @@ def test_pages_are_counted_dropped_and_read(tmp_path: Path) -> None:
 @linux_only
 def test_memory_that_this_process_takes_is_seen() -> None:
     before = memory.memory_point("self")
-    block = bytearray(os.urandom(1)) * 30_000_000
+    own = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    block = mmap.mmap(-1, 30_000_000, flags=own)  # fresh: malloc may have pages there already
+    block.write(b"1" * len(block))
     after = memory.memory_point("self")
     assert before is not None
     assert after is not None
