@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgeadapt.adapters.bottleneck import WiderSource, filling_width
 from edgeadapt.console import log
 from edgeadapt.converters.onnx.options import OnnxOptions, for_device
 from edgeadapt.devices import load_profile
@@ -27,6 +28,7 @@ from edgeadapt.planner.sizes import facts_of
 from edgeadapt.recipe import Recipe
 from edgeadapt.report import write_reports
 from edgeadapt.runtimes.registry import installed_runtimes
+from edgeadapt.training.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,7 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
         EdgeAdaptError: a stage failed; the stages before it are kept.
     """
     inputs = find_inputs(recipe)
-    # Training changes no shape, so what will be exported is known, and checked, before it.
-    untrained = open_model(recipe.base, inputs.adapter, revision=recipe.revision)
+    untrained = model_to_be(recipe, inputs.adapter)
     targets = plan_targets(recipe, untrained)
     _check_sizes(targets, untrained, inputs)
     held_out = held_out_sequences(recipe, inputs)
@@ -105,6 +106,19 @@ def run_recipe(recipe: Recipe, root: Path, *, resume: bool = False) -> Results:
         results.save(root)
         write_reports(results.document(), root)
     return results
+
+
+def model_to_be(recipe: Recipe, adapter: Path | None) -> ModelToExport:
+    """The model before training, in the shape that it will be exported in.
+
+    Raises:
+        UnsupportedError: the method cannot be applied to the base.
+    """
+    model, training = open_model(recipe.base, adapter, revision=recipe.revision), recipe.train
+    if training is None or not METHODS[training.method].bottleneck:
+        return model  # other methods change no shape
+    width = training.width or filling_width(int(model.source.config["intermediate_size"]))
+    return replace(model, source=WiderSource(model.source, width))
 
 
 def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
 from edgeadapt.artifact import open_artifact
 from edgeadapt.cli import cli
@@ -17,8 +18,10 @@ from edgeadapt.errors import InputError
 from edgeadapt.export import export, open_model
 from edgeadapt.pipeline import run_recipe, stages
 from edgeadapt.pipeline.inputs import adapted, find_inputs
+from edgeadapt.pipeline.run import model_to_be
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe, parse_recipe
+from edgeadapt.training import bottleneck
 from tests.tiny import save_llama
 
 pytest.importorskip("llama_cpp")
@@ -62,6 +65,20 @@ def finished(workplace: Path) -> tuple[Recipe, Path, dict[str, Any]]:
     recipe = recipe_of(workplace)
     document = run_recipe(recipe, workplace / "runs/tiny").document()
     return recipe, workplace / "runs/tiny", document
+
+
+def test_a_run_plans_for_the_model_as_it_will_be(workplace: Path, tmp_path: Path) -> None:
+    """And not as it is before training: an artifact that does not fit would be made."""
+    base = AutoModelForCausalLM.from_pretrained(workplace / "base")
+    bottleneck.attach(base, workplace / "base", 300, seed=0)
+    bottleneck.save(base, tmp_path / "adapter", base="base")
+    trained = open_model(str(workplace / "base"), tmp_path / "adapter").source
+    recipe = recipe_of(workplace, train={"method": "adapter", "width": 300, "max_steps": 1})
+    planned = model_to_be(recipe, None).source
+    assert planned.config == trained.config
+    assert planned.tensors() == trained.tensors()
+    plain = model_to_be(recipe_of(workplace), None).source
+    assert plain.tensors() == open_model(str(workplace / "base")).source.tensors()
 
 
 @pytest.mark.e2e
