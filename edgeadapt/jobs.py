@@ -271,12 +271,12 @@ def sequence_nll(session: Session, ids: Sequence[int], counts: Sequence[bool]) -
     targets = np.flatnonzero(np.asarray(counts[1:], bool)) + 1
     if not len(targets):
         return 0.0, 0
-    logits = session.all_logits(ids[:-1])
+    logits = session.logits_at(ids[:-1], (targets - 1).tolist())
     total = 0.0
     wanted = np.asarray(ids)[targets]
     for start in range(0, len(targets), _ROWS):
         part = slice(start, start + _ROWS)
-        total += float(_nll(logits[targets[part] - 1], wanted[part]).sum())
+        total += float(_nll(logits[part], wanted[part]).sum())
     return total, len(targets)
 
 

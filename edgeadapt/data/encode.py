@@ -39,7 +39,7 @@ def encode_example(example: Example, tokenizer: ModelTokenizer, max_tokens: int)
 
     - A conversation is rendered by the chat template; assistant turns count, with the token that
       ends each. If the template renders a turn differently once others follow (some drop earlier
-      reasoning), only the last turn counts.
+      reasoning), or the example says so (`Example.score`), only the last turn counts.
     - A prompt and its completion are one such turn if the model has a chat template, since that
       is how it will be prompted; otherwise they are joined as they are, and the completion and
       the end token count.
@@ -57,7 +57,7 @@ def encode_example(example: Example, tokenizer: ModelTokenizer, max_tokens: int)
             {"role": "assistant", "content": example.completion},
         )
     if messages is not None:
-        ids, scored = _encode_chat(messages, tokenizer)
+        ids, scored = _encode_chat(messages, tokenizer, last_only=example.score == "last")
     else:
         ids, scored = _encode_plain(example, tokenizer)
     if scored:
@@ -118,12 +118,13 @@ def _encode_plain(example: Example, tokenizer: ModelTokenizer) -> tuple[list[int
 
 
 def _encode_chat(
-    messages: Sequence[Message], tokenizer: ModelTokenizer
+    messages: Sequence[Message], tokenizer: ModelTokenizer, *, last_only: bool
 ) -> tuple[list[int], list[bool]]:
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     messages = messages[: last + 1]  # what follows the last answer teaches nothing
     text = tokenizer.render(messages, add_generation_prompt=False)
-    spans = _answer_spans(messages, text, tokenizer)
+    find = _last_span if last_only else _answer_spans
+    spans = find(messages, text, tokenizer)
     cuts = [0, *(cut for span in spans for cut in span), len(text)]
     pieces = _tokenize_pieces(text, cuts, tokenizer)
     ids: list[int] = []
@@ -153,6 +154,13 @@ def _answer_spans(
         spans.append((len(before), len(after)))
     else:
         return spans
+    return _last_span(messages, text, tokenizer)
+
+
+def _last_span(
+    messages: Sequence[Message], text: str, tokenizer: ModelTokenizer
+) -> list[tuple[int, int]]:
+    """Character range of the last message, an answer, in the rendered `text`."""
     before = tokenizer.render(messages[:-1], add_generation_prompt=True)
     if not text.startswith(before):
         raise InputError(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError
 
 _ROLE_OF = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 """ShareGPT's speaker names (`conversations` with `from` and `value`) as chat roles."""
+
+Answers = Literal["all", "last"]
 
 _EXPECTED = (
     "expected 'messages' (a list of role and content), 'prompt' and 'completion', 'prompt', "
@@ -28,7 +31,39 @@ class Example:
     completion: str | None = None
     text: str | None = None
     choices: tuple[str, ...] | None = None
-    """With a prompt: answers to choose from; the right one is `completion`."""
+    """Answers to choose from; the right one is `completion`, or the last answer of `messages`."""
+    score: Answers = "all"
+    """Which answers of `messages` are scored. Only the last one where those before it are part of
+    the prompt: examples that were put there to be followed."""
+
+    def question(self) -> tuple[Message, ...]:
+        """The conversation up to its last answer.
+
+        Raises:
+            InputError: the example is plain text.
+        """
+        if self.messages is not None:
+            return self.messages[: self._last_answer(self.messages)]
+        if self.prompt is None:
+            raise InputError("plain text has no question and no answer")
+        return ({"role": "user", "content": self.prompt},)
+
+    def answer(self) -> str:
+        """The last answer; empty for plain text."""
+        if self.messages is not None:
+            return str(self.messages[self._last_answer(self.messages)]["content"])
+        return self.completion or ""
+
+    def answered(self, answer: str) -> Example:
+        """The same question with another answer, which alone is scored."""
+        if self.messages is None:
+            return replace(self, completion=answer)
+        turn: Message = {"role": "assistant", "content": answer}
+        return replace(self, messages=(*self.question(), turn), score="last")
+
+    @staticmethod
+    def _last_answer(messages: tuple[Message, ...]) -> int:
+        return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
 
 
 def parse_example(record: object, where: str) -> Example:
@@ -38,6 +73,10 @@ def parse_example(record: object, where: str) -> Example:
     (with `prompt` or `question`, and `answer`), `prompt` + `completion`, `text`. Where a prompt
     and its completion are lists of messages (TRL's conversational form) they become one
     conversation.
+
+    Beside `messages`, `score: "last"` says that only the last answer is scored, and then `choices`
+    may list texts of which that answer is one. Any other `score` is a column of another meaning,
+    such as a rating.
 
     Args:
         record: the row, field name -> value.
@@ -50,7 +89,13 @@ def parse_example(record: object, where: str) -> Example:
         raise InputError(f"{where}: found {_kind(record)}, expected an object; {_EXPECTED}")
     present = {key for key, value in record.items() if value is not None}
     if "messages" in present:
-        return Example(messages=_messages(record["messages"], "messages", where))
+        messages = _messages(record["messages"], "messages", where)
+        example = Example(
+            messages=messages, score="last" if record.get("score") == "last" else "all"
+        )
+        if example.score == "last" and "choices" in present:
+            return replace(example, choices=_beside(example, record["choices"], where))
+        return example
     if "conversations" in present:
         return Example(messages=_messages(record["conversations"], "conversations", where))
     if "choices" in present:
@@ -74,6 +119,24 @@ def _completion(prompt: object, completion: object, where: str) -> Example:
     )
 
 
+def _beside(example: Example, given: object, where: str) -> tuple[str, ...]:
+    """Choices beside a conversation, one of which is its last answer."""
+    if isinstance(given, str):  # CSV has no lists: JSON in the cell
+        given = _json(given, "choices", where)
+    choices = _choice_texts(given, where)
+    if example.answer() not in choices:
+        raise InputError(f"{where}: the last answer is none of the texts in field 'choices'")
+    return choices
+
+
+def _choice_texts(given: object, where: str) -> tuple[str, ...]:
+    if not isinstance(given, (list, tuple)) or len(given) < 2:
+        raise InputError(
+            f"{where}: field 'choices' is {_kind(given)}, expected a list of texts, two or more"
+        )
+    return tuple(_text(choice, f"choices[{i}]", where) for i, choice in enumerate(given))
+
+
 def _choices(record: Mapping[str, object], where: str) -> Example:
     """A multiple-choice question; `answer` is the right choice's number from 0, label or text.
 
@@ -86,11 +149,7 @@ def _choices(record: Mapping[str, object], where: str) -> Example:
     if isinstance(given, Mapping):
         labels = given.get("label") or labels
         given = given.get("text")
-    if not isinstance(given, (list, tuple)) or len(given) < 2:
-        raise InputError(
-            f"{where}: field 'choices' is {_kind(given)}, expected a list of texts, two or more"
-        )
-    choices = tuple(_text(choice, f"choices[{i}]", where) for i, choice in enumerate(given))
+    choices = _choice_texts(given, where)
     answer = record.get("answer", record.get("answerKey"))
     names = labels if isinstance(labels, (list, tuple, str)) else ""
     if len(names) < len(choices):

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeadapt.chat_template import Message
 from edgeadapt.console import progress
 from edgeadapt.data.encode import encode_example
 from edgeadapt.data.examples import Example
@@ -105,7 +104,7 @@ def measure_task(
         with progress(title, len(examples), "answers") as advance:
             answers = sample(
                 path,
-                [_conversation(example) for example in examples],
+                [example.question() for example in examples],
                 max_tokens=task.max_tokens,
                 adapter=engine.adapter,
                 runtime=engine.runtime,
@@ -114,7 +113,7 @@ def measure_task(
                 on_progress=advance,
             )
         values = [
-            _value(metric, task.metric, answer.text, _expected(example))
+            _value(metric, task.metric, answer.text, example.answer())
             for answer, example in zip(answers, examples, strict=True)
         ]
     scores = np.asarray(values, np.float64)
@@ -147,22 +146,6 @@ def _examples(task: Task) -> list[Example]:
     return [usable[index * len(usable) // count] for index in range(count)]
 
 
-def _conversation(example: Example) -> Sequence[Message]:
-    if example.messages is None:
-        return [{"role": "user", "content": example.prompt}]
-    return example.messages[: _last_answer(example.messages)]
-
-
-def _expected(example: Example) -> str:
-    if example.messages is None:
-        return example.completion or ""
-    return str(example.messages[_last_answer(example.messages)]["content"])
-
-
-def _last_answer(messages: Sequence[Message]) -> int:
-    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-
-
 def _choose(
     path: Path, examples: Sequence[Example], tokenizer: ModelTokenizer, engine: Engine, title: str
 ) -> list[float]:
@@ -170,8 +153,7 @@ def _choose(
     sequences = []
     for example in examples:
         for choice in example.choices or ():
-            asked = Example(prompt=example.prompt, completion=choice)
-            encoded = encode_example(asked, tokenizer, 1 << 20)
+            encoded = encode_example(example.answered(choice), tokenizer, 1 << 20)
             sequences.append(Scored(encoded.ids, encoded.scored))
     with progress(title, len(sequences), "choices") as advance:
         scored = score(
@@ -182,7 +164,7 @@ def _choose(
     for example in examples:
         choices = example.choices or ()
         likeliest = int(np.argmin(scored.nll[start : start + len(choices)]))
-        values.append(float(choices[likeliest] == example.completion))
+        values.append(float(choices[likeliest] == example.answer()))
         start += len(choices)
     return values
 
