@@ -27,6 +27,7 @@ _EXTRA_OF = {
     "accelerate": "train",
     "datasets": "train",
     "pyarrow": "train",
+    "bm25s": "retrieval",
     "huggingface_hub": "registry",
     "model_signing": "sign",
     "OpenSSL": "sign",

@@ -13,6 +13,7 @@ _COMMANDS = {
     "run": "The whole pipeline from one recipe file.",
     "import": "Turn a GGUF file, a hub id or the built-in model into a Hugging Face folder.",
     "train": "Train an adapter (QLoRA by default) or the full model.",
+    "prompt": "Choose a few-shot prompt or retrieve from documents, and see the price.",
     "merge": "Merge an adapter into its base, streamed, as safetensors.",
     "imatrix": "Measure which weights matter on your own text, for low-bit files.",
     "export": "Write a GGUF or ONNX artifact for a device.",
