@@ -28,6 +28,7 @@ _EXTRA_OF = {
     "datasets": "train",
     "pyarrow": "train",
     "bm25s": "retrieval",
+    "sentence_transformers": "embeddings",
     "huggingface_hub": "registry",
     "model_signing": "sign",
     "OpenSSL": "sign",

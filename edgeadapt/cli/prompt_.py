@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -124,14 +124,14 @@ def few_shot(
         score, artifact, adapter=beside, runtime=runtime, threads=threads, timeout_s=timeout
     )
 
-    def scorer(sequences: list[Scored]) -> Score:
+    def scorer(sequences: Sequence[Scored]) -> Score:
         with progress("few-shot search", len(sequences), "answers") as advance:
             return ask(sequences, on_progress=advance)
 
     result = search_few_shot(
         load_examples(resolve_data(data)[0]),
         _tokenizer(folder),
-        scorer,  # type: ignore[arg-type]
+        scorer,
         SearchSettings(shots, max_tokens, candidates, validation, seed),
     )
     result.prompting.write(out)
@@ -360,7 +360,7 @@ def _price_line(price: PromptPrice) -> str:
     return line
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

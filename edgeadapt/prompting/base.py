@@ -1,4 +1,4 @@
-"""A prompting: the conversation up to the question, with what it adds, and datasets made with it."""
+"""A prompting: the conversation up to the question with what it adds, and datasets made of it."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def prompt_tokens(messages: Sequence[Message], tokenizer: ModelTokenizer) -> lis
     return tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
 
 
-def _common(sequences: Sequence[Sequence[int]]) -> int:
+def _common(sequences: Sequence[list[int]]) -> int:
     """Length of the longest beginning that all sequences share."""
     shortest, longest = min(sequences), max(sequences)  # as in os.path.commonprefix
     for position, (one, other) in enumerate(zip(shortest, longest, strict=False)):

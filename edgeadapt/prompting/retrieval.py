@@ -121,7 +121,7 @@ class Retrieval:
 def build_retrieval(
     documents: Path,
     tokenizer: ModelTokenizer,
-    settings: RetrievalSettings = RetrievalSettings(),  # noqa: B008 - frozen
+    settings: RetrievalSettings = RetrievalSettings(),
 ) -> Retrieval:
     """Split documents, index them, and give the prompting.
 

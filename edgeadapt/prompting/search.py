@@ -98,7 +98,7 @@ def search_few_shot(
     examples: Sequence[Example],
     tokenizer: ModelTokenizer,
     scorer: Scorer,
-    settings: SearchSettings = SearchSettings(),  # noqa: B008 - frozen
+    settings: SearchSettings = SearchSettings(),
 ) -> SearchResult:
     """Choose the examples after which the model answers other training examples best.
 

@@ -53,6 +53,30 @@ def test_every_assistant_turn_counts(tokenizer, contents):
     assert encoded.ids[: len(prompt)] == prompt
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(max_size=30).filter(lambda t: "<|" not in t), min_size=2, max_size=6))
+def test_only_the_last_turn_counts_where_the_example_says_so(tokenizer, contents):
+    example = dataclasses.replace(chat(*contents), score="last")
+    encoded = encode_example(example, tokenizer, 4096)
+    assert scored_text(encoded, tokenizer) == f"{example.answer()}<|im_end|>"
+    prompt = tokenizer.render(example.question(), add_generation_prompt=True)
+    assert encoded.ids[: len(tokenizer.encode(prompt))] == tokenizer.encode(prompt)
+
+
+def test_the_last_turn_alone_counts_under_a_template_that_rewrites_earlier_ones(tokenizer):
+    trims = dataclasses.replace(
+        tokenizer,
+        chat_template=(
+            "{% for m in messages %}{{ m['role'] + ':' }}"
+            "{{ m['content'] if loop.index > loop.length - 2 else '...' }}<|im_end|>{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}"
+        ),
+    )
+    example = dataclasses.replace(chat("a", "first", "b", "second"), score="last")
+    with pytest.raises(InputError, match="renders a question differently"):
+        encode_example(example, trims, 256)
+
+
 def test_messages_after_the_last_answer_are_left_out(tokenizer):
     with_more = encode_example(chat("a", "b", "c"), tokenizer, 256)
     assert with_more == encode_example(chat("a", "b"), tokenizer, 256)

@@ -16,6 +16,10 @@ MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 RECORDS = [
     ({"messages": MESSAGES}, Example(messages=tuple(MESSAGES))),
     ({"prompt": "a", "completion": "b"}, Example(prompt="a", completion="b")),
+    ({"messages": MESSAGES, "score": "last", "choices": ["Bye", "Hello"]},
+     Example(messages=tuple(MESSAGES), choices=("Bye", "Hello"), score="last")),
+    ({"messages": MESSAGES, "score": "4.5", "choices": "a column of another meaning"},
+     Example(messages=tuple(MESSAGES))),
     ({"text": "plain, with a comma\nand a second line"},
      Example(text="plain, with a comma\nand a second line")),
 ]  # fmt: skip
@@ -100,6 +104,11 @@ def test_multiple_choice(tmp_path, record):
         (CHOICES | {"choices": ["one"]}, "field 'choices' is a list, expected a list of texts"),
         (CHOICES | {"choices": ["one", 2]}, "field 'choices[1]' is a number, expected text"),
         ({"choices": ["a", "b"], "answer": 0}, "field 'prompt' is missing"),
+        (
+            {"messages": MESSAGES, "score": "last", "choices": ["a", "b"]},
+            "the last answer is none of the texts in field 'choices'",
+        ),
+        ({"messages": MESSAGES, "score": "last", "choices": 3}, "field 'choices' is a number"),
         ({"prompt": "a"}, "field 'completion' is missing"),
         ({"text": 3}, "field 'text' is a number, expected text"),
         ({"body": "x"}, "found 'body'; expected 'messages'"),
