@@ -88,6 +88,7 @@ def score(
     threads: int | None = None,
     context: int | None = None,
     exact: bool = False,
+    keep_beginnings: bool = False,
     timeout_s: float | None = None,
     on_progress: Progress | None = None,
 ) -> Score:
@@ -101,6 +102,8 @@ def score(
         threads: by default `available_threads()`.
         context: KV cache size in tokens; by default what the longest sequence needs.
         exact: see `SessionSettings.exact`.
+        keep_beginnings: where a sequence begins as the one before it, compute that part once, if
+            the engine can; the last bits of the result then depend on the order.
         timeout_s: give up after so many seconds.
         on_progress: called with 1.0 after each sequence.
 
@@ -116,6 +119,7 @@ def score(
             )
     payload = artifact_payload(path, adapter, runtime, threads, context) | {
         "exact": exact,
+        "keep_beginnings": keep_beginnings,
         "sequences": [_as_json(sequence) for sequence in sequences],
     }
     result = run_job("score", payload, timeout_s=timeout_s, on_progress=on_progress)
@@ -239,10 +243,13 @@ def run_score(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     longest = max((_most_tokens(sequence) for sequence in sequences), default=1)
     session = open_session(payload, context=payload["context"] or max(longest, 64))
     nll, tokens = [], []
+    before: Sequence[int] = ()
     try:
         for sequence in sequences:
             ids, counts = _tokens(session, sequence)
-            value, count = sequence_nll(session, ids, counts)
+            value, count = sequence_nll(session, ids, counts, before=before)
+            if payload.get("keep_beginnings"):
+                before = ids[:-1] if count else ()
             nll.append(value)
             tokens.append(count)
             progress(1.0)
@@ -266,18 +273,35 @@ def _tokens(session: Session, sequence: dict[str, Any]) -> tuple[list[int], list
     return prompt + completion, [False] * len(prompt) + [True] * len(completion)
 
 
-def sequence_nll(session: Session, ids: Sequence[int], counts: Sequence[bool]) -> tuple[float, int]:
-    """Summed negative log likelihood (nats) of the tokens that count, and their number."""
+def sequence_nll(
+    session: Session, ids: Sequence[int], counts: Sequence[bool], *, before: Sequence[int] = ()
+) -> tuple[float, int]:
+    """Summed negative log likelihood (nats) of the tokens that count, and their number.
+
+    Args:
+        session: the model.
+        ids: the sequence.
+        counts: which of its tokens count.
+        before: what the session ran last, if what both begin with need not be run again.
+    """
     targets = np.flatnonzero(np.asarray(counts[1:], bool)) + 1
     if not len(targets):
         return 0.0, 0
-    logits = session.logits_at(ids[:-1], (targets - 1).tolist())
+    positions = (targets - 1).tolist()
+    kept = min(_alike(before, ids), positions[0])
+    logits = session.logits_at(ids[:-1], positions, **({"kept": kept} if kept else {}))
     total = 0.0
     wanted = np.asarray(ids)[targets]
     for start in range(0, len(targets), _ROWS):
         part = slice(start, start + _ROWS)
         total += float(_nll(logits[part], wanted[part]).sum())
     return total, len(targets)
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _nll(logits: Float32Array, wanted: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

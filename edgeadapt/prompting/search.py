@@ -25,7 +25,8 @@ from edgeadapt.tokenizer import ModelTokenizer
 
 Scorer = Callable[[Sequence[Scored]], Score]
 """The model that will be prompted, on the runtime that will run it: `edgeadapt.jobs.score` with
-everything but the sequences filled in."""
+everything but the sequences filled in. Those of one set follow each other: with `keep_beginnings`
+its examples are run through the model once."""
 
 _POOL = 2000
 """Most training examples that are looked at; more are thinned out evenly, by the seed."""

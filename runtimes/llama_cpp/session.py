@@ -139,20 +139,29 @@ class LlamaCppSession(Session):
         """
         return self.logits_at(ids, range(len(ids)))
 
-    def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> Float32Array:
+    def logits_at(
+        self, ids: Sequence[int], positions: Sequence[int], *, kept: int = 0
+    ) -> Float32Array:
         """Logits at some positions, increasing; raises as `all_logits`, which computes more.
+
+        Args:
+            ids: the sequence.
+            positions: indices into it.
+            kept: see `Session.logits_at`.
 
         Returns:
             Shape (len(positions), vocab_size).
         """
-        self.reset()
-        self._check(ids)
+        if not (kept and self._forget_from(self.start + kept)):
+            self.reset()
+            kept = 0
+        self._check(ids[kept:])
         flags = np.zeros(len(ids), np.int8)
         flags[list(positions)] = 1
         result = np.empty((len(positions), self.vocab_size), np.float32)
         step = min(_LOGIT_ROWS, self._batch_size)
         filled = 0
-        for start in range(0, len(ids), step):
+        for start in range(kept, len(ids), step):
             part = ids[start : start + step]
             wanted = np.ascontiguousarray(flags[start : start + step])
             tokens = (self._lib.llama_token * len(part))(*part)
@@ -167,6 +176,18 @@ class LlamaCppSession(Session):
                 )
             filled += count
         return result
+
+    def _forget_from(self, position: int) -> bool:
+        """Empty the KV cache from a position on; false if llama.cpp cannot, for this model."""
+        if not self.start < position <= self.position:
+            return False
+        # A cache that is no larger than a sliding window would have let go of what comes before.
+        if self._lib.llama_memory_seq_pos_min(self._memory, _SEQUENCE) != 0:
+            return False
+        if not self._lib.llama_memory_seq_rm(self._memory, _SEQUENCE, position, -1):
+            return False
+        self.position = position
+        return True
 
     def reset(self) -> None:
         """Empty the KV cache."""

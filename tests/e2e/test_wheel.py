@@ -184,8 +184,23 @@ def _train(edgeadapt: Callable[..., str], folder: Path) -> None:
     )  # fmt: skip
 
 
+def _retrieve(edgeadapt: Callable[..., str], folder: Path, retriever: str = "bm25") -> None:
+    (folder / "guide.md").write_text("A red lamp means that the filter is full.")
+    (folder / "asked.jsonl").write_text('{"prompt": "Red lamp?", "completion": "Full."}')
+    told = edgeadapt(
+        "prompt", "retrieve", "--base", "tiny", "--documents", "guide.md", "--data", "asked.jsonl",
+        "--out", f"{retriever}.jsonl", "--retriever", retriever, "--json",
+    )  # fmt: skip
+    assert json.loads(told)["retrieval"]["retrieved_mean"] == 1
+
+
+def _embeddings(edgeadapt: Callable[..., str], folder: Path) -> None:
+    _retrieve(edgeadapt, folder, "embeddings")
+
+
 EXTRAS: dict[str, Check] = {
     "tokenizers": _tokenizers,
+    "retrieval": _retrieve,
     "report": _report,
     "smollm2": _smollm2,
     "sign": _sign,
@@ -194,6 +209,7 @@ EXTRAS: dict[str, Check] = {
     "llama-cpp": _llama_cpp,
     "convert": _convert,
     "train": _train,
+    "embeddings": _embeddings,
 }
 """In the order in which they are installed on top of each other, the largest last."""
 
