@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeadapt.cli.common import standard
+from edgeadapt.cli.prompt_report import check_price, draw_table, tell
 from edgeadapt.console import emit, emit_json, progress
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeadapt.prompting.base import Applied
-    from edgeadapt.prompting.price import PromptPrice
     from edgeadapt.tokenizer import ModelTokenizer
 
 _BASE = click.option("--base", required=True, help="Model folder, GGUF file, hub id, or `default`.")
@@ -145,7 +144,7 @@ def few_shot(
         numbers = ", ".join(str(index + 1) for index in one.shots) or "none"
         mark = "  chosen" if one.chosen else ""
         rows.append((numbers, f"+{one.added_tokens}", str(one.validation), f"{one.nll:.3f}{mark}"))
-    emit(_table(rows))
+    emit(draw_table(rows))
     better = result.best.nll < result.plain.nll
     emit(
         f"\n{out}: {shots} examples, chosen on {validation} others of the training data"
@@ -175,11 +174,11 @@ def apply_(
     from edgeadapt.prompting.base import apply
     from edgeadapt.prompting.few_shot import read_few_shot
 
-    _check_price(model, devices)
+    check_price(model, devices)
     prompting = read_few_shot(messages)
-    folder = resolve_base(base)
+    resolve_base(base)  # refuses what is none before anything is written
     applied = apply(prompting, _held_out(data), out)
-    _tell(applied, base, folder, model, devices, {}, as_json=as_json)
+    tell(applied, base, model, devices, {}, as_json=as_json)
 
 
 @command.command("retrieve")
@@ -230,16 +229,15 @@ def retrieve(
     from edgeadapt.prompting.base import apply
     from edgeadapt.prompting.retrieval import RetrievalSettings, build_retrieval
 
-    _check_price(model, devices)
+    check_price(model, devices)
     settings = RetrievalSettings(retriever, top_k, max_tokens, passage_tokens)
     if template is not None:
         settings = replace(settings, template=template.replace("\\n", "\n"))
-    folder = resolve_base(base)
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(resolve_base(base))
     retrieval = build_retrieval(_documents(documents, data), tokenizer, settings)
     applied = apply(retrieval, _held_out(data), out)
     found = {"retrieval": retrieval.record(applied.plain)}
-    _tell(applied, base, folder, model, devices, found, as_json=as_json)
+    tell(applied, base, model, devices, found, as_json=as_json)
 
 
 def _documents(documents: str | None, data: str) -> Path:
@@ -264,106 +262,3 @@ def _tokenizer(folder: Path) -> ModelTokenizer:
     from edgeadapt.tokenizer import ModelTokenizer
 
     return ModelTokenizer.from_folder(folder)
-
-
-def _check_price(model: Path | None, devices: tuple[str, ...]) -> None:
-    """Refuse what cannot be priced before any work."""
-    from edgeadapt.artifact import open_artifact
-    from edgeadapt.devices import load_profile
-
-    for name in devices:
-        load_profile(name)
-    if devices and model is None:
-        raise InputError("--device needs --model: the artifact that is prompted there")
-    if model is not None:
-        open_artifact(model)
-
-
-def _tell(
-    applied: Applied,
-    base: str,
-    folder: Path,
-    model: Path | None,
-    devices: tuple[str, ...],
-    more: dict[str, Any],
-    *,
-    as_json: bool,
-) -> None:
-    """Print what was written, how much longer prompts are, and what that costs."""
-    from edgeadapt.prompting.lengths import prompt_lengths
-
-    lengths = prompt_lengths(applied, _tokenizer(folder))
-    prices = [] if model is None else [_price(model, base, lengths, name) for name in devices]
-    if as_json:
-        emit_json(
-            {
-                "path": str(applied.path),
-                "prompting": applied.name,
-                "earlier_answers": applied.earlier_answers,
-                "tokens": lengths.record(),
-                **more,
-                "price": [price.record() for price in prices],
-            }
-        )
-        return
-    emit(
-        f"{applied.path}: {lengths.questions} questions, {lengths.plain_mean:.0f} tokens each and "
-        f"{lengths.added_mean:.0f} added (most: {lengths.added_max}), {lengths.shared} of them "
-        "alike in all"
-    )
-    if found := more.get("retrieval"):
-        emit(
-            f"{found['retrieved_mean']:.1f} of {found['passages']} passages a question; "
-            f"{found['answer_in_a_passage']} answers stand in them; {found['left_out']} passages "
-            "left out that were the example itself"
-        )
-    if applied.earlier_answers:
-        emit(f"{applied.earlier_answers} earlier answers of conversations are not scored")
-    for price in prices:
-        emit(_price_line(price))
-    emit(f"\nmeasure it: edgeadapt evaluate ARTIFACT --base {base} --data {applied.path} \\")
-    emit(f"    --max-tokens {lengths.longest}")
-
-
-def _price(model: Path, base: str, lengths: Any, device: str) -> PromptPrice:
-    from edgeadapt.artifact import open_artifact
-    from edgeadapt.devices import load_profile
-    from edgeadapt.export import open_model
-    from edgeadapt.planner.model import model_facts
-    from edgeadapt.prompting.price import prompt_price
-    from edgeadapt.runtimes.registry import runtimes_for
-
-    artifact = open_artifact(model)
-    profile = load_profile(device)
-    able = runtimes_for(artifact.format)
-    named = [choice.name for choice in profile.runtimes if choice.name in able]
-    return prompt_price(
-        profile,
-        model_facts(open_model(base).source),
-        lengths,
-        runtime=(named or list(able))[0],
-        format=artifact.format,
-        quantization=artifact.quantization,
-        size_bytes=artifact.size_bytes,
-    )
-
-
-def _price_line(price: PromptPrice) -> str:
-    def seconds(interval: Any) -> str:
-        return f"{interval.low:.2f}-{interval.high:.2f} s"
-
-    line = (
-        f"{price.device}, {price.runtime} on the CPU: +{price.kv_bytes_mean / 2**20:.1f} MiB of KV "
-        f"cache (most: {price.kv_bytes_max / 2**20:.1f}), +{seconds(price.prefill_s)} to prefill"
-    )
-    if price.once_s.median:
-        line += f", or {seconds(price.once_s)} once and {seconds(price.each_s)} each"
-    return line
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
