@@ -113,10 +113,10 @@ def few_shot(
     from edgeadapt.data.load import load_examples
     from edgeadapt.data.source import resolve_data
     from edgeadapt.jobs import Score, Scored, score
+    from edgeadapt.prompting.few_shot import check_prompt_name
     from edgeadapt.prompting.search import SearchSettings, search_few_shot
 
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another --out, or remove it first")
+    check_prompt_name(out)
     folder = resolve_base(base)
     artifact = model or folder
     ask = partial(

@@ -46,9 +46,22 @@ class FewShot:
         """Write `prompt` as JSON.
 
         Raises:
-            InputError: `path` exists, or its folder cannot be made.
+            InputError: as `check_prompt_name`, or its folder cannot be made.
         """
+        check_prompt_name(path)
         write_json(path, self.prompt(), overwrite=False)
+
+
+def check_prompt_name(path: Path) -> None:
+    """See that a prompt can be written to a file, and is read again as one, by its name.
+
+    Raises:
+        InputError: it does not end in .json, or is there already.
+    """
+    if path.suffix.lower() != ".json":
+        raise InputError(f"{path} does not end in .json; give such a name to --out")
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another --out, or remove it first")
 
 
 def read_few_shot(path: Path) -> FewShot:

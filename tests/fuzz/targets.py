@@ -39,11 +39,14 @@ from edgeadapt.bundle.manifest import (
     manifest_bytes,
     parse_manifest,
 )
+from edgeadapt.chat_template import Message
 from edgeadapt.converters.gguf.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
+from edgeadapt.data.examples import Example
 from edgeadapt.devices import read_entry
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.gguf_io import GgufFile
 from edgeadapt.prefix import Prefix, read_prefix, write_prefix
+from edgeadapt.prompting.few_shot import FewShot, few_shot_of, read_few_shot
 from edgeadapt.recipe import load_recipe
 from edgeadapt.registry.artifact import Layer, artifact_bytes, parse_artifact
 from edgeadapt.safetensors_io import SafetensorsFile
@@ -284,6 +287,12 @@ def _bundle_seeds(folder: Path) -> tuple[bytes, bytes]:
     return data, (folder / "bundle.zip").read_bytes()
 
 
+def _few_shot_seeds(_: Path) -> list[bytes]:
+    shots = [Example(prompt=f"What is {i}?", completion="A number.") for i in range(2)]
+    system: Message = {"role": "system", "content": "Be brief."}
+    return [json.dumps(FewShot(few_shot_of(shots).shots, system).prompt(), indent=2).encode()]
+
+
 def _profile_seeds(folder: Path) -> list[bytes]:
     profiles = files("edgeadapt.device_profiles")
     names = ("raspberry-pi-5", "jetson-orin-nano", "laptop-x86")
@@ -303,6 +312,7 @@ TARGETS = {
         Target(
             "llama-bench", lambda f: read_llama_bench(f / "b.json"), "b.json", _llama_bench_seeds
         ),
+        Target("few-shot", lambda f: read_few_shot(f / "f.json"), "f.json", _few_shot_seeds),
         Target(
             "manifest", _read_manifest, "bundle/manifest.json",
             lambda f: [_bundle_seeds(f)[0]],

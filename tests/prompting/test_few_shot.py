@@ -74,3 +74,12 @@ def test_other_files_are_refused(
     (tmp_path / "shots.json").write_text(text)
     with pytest.raises(error, match=match):
         read_few_shot(tmp_path / "shots.json")
+
+
+def test_a_prompt_is_written_where_it_will_be_read_as_one(tmp_path: Path) -> None:
+    prompting = few_shot_of([chat("a", "b")])
+    with pytest.raises(InputError, match=r"does not end in \.json"):
+        prompting.write(tmp_path / "shots.txt")
+    prompting.write(tmp_path / "shots.json")
+    with pytest.raises(InputError, match="exists already"):
+        prompting.write(tmp_path / "shots.json")
