@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from edgeadapt.cli import cli
+from edgeadapt.cli.prompt_ import retrieve
 from edgeadapt.data.load import load_examples
+from edgeadapt.prompting.retrievers import RETRIEVERS
 
 pytest.importorskip("llama_cpp")
 
@@ -120,6 +123,11 @@ def test_what_cannot_be_done_is_one_sentence(
     assert result.exit_code == 2
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_every_retriever_can_be_asked_for() -> None:
+    (option,) = (o for o in retrieve.params if o.name == "retriever")
+    assert isinstance(option.type, click.Choice) and list(option.type.choices) == list(RETRIEVERS)
 
 
 @pytest.mark.parametrize("name", ["few-shot", "apply", "retrieve"])
