@@ -107,8 +107,8 @@ class Session(abc.ABC):
             positions: indices into it, increasing.
             kept: so many tokens at its beginning, at most up to the first position, are those of
                 the last call, with nothing run in between: an engine may keep what it has of them
-                (this one computes all again). Their batches then differ, and with them the last
-                bits of the logits.
+                (this one computes all again). The batches then differ, and with them the engine's
+                rounding: with `exact`, logits hardly change.
         """
         every = self.all_logits(ids[: positions[-1] + 1])
         return np.take(every, positions, axis=0)
