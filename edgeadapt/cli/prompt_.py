@@ -176,8 +176,7 @@ def apply_(
 
     check_price(model, devices)
     prompting = read_few_shot(messages)
-    resolve_base(base)  # refuses what is none before anything is written
-    applied = apply(prompting, _held_out(data), out)
+    applied = apply(prompting, _held_out(data), out, _tokenizer(resolve_base(base)))
     tell(applied, base, model, devices, {}, as_json=as_json)
 
 
@@ -235,7 +234,7 @@ def retrieve(
         settings = replace(settings, template=template.replace("\\n", "\n"))
     tokenizer = _tokenizer(resolve_base(base))
     retrieval = build_retrieval(_documents(documents, data), tokenizer, settings)
-    applied = apply(retrieval, _held_out(data), out)
+    applied = apply(retrieval, _held_out(data), out, tokenizer)
     found = {"retrieval": retrieval.record(applied.plain)}
     tell(applied, base, model, devices, found, as_json=as_json)
 

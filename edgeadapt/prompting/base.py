@@ -14,6 +14,7 @@ from edgeadapt.data.examples import Example
 from edgeadapt.data.load import load_examples
 from edgeadapt.errors import InputError
 from edgeadapt.files import atomic_file
+from edgeadapt.tokenizer import ModelTokenizer
 
 
 class Prompting(Protocol):
@@ -69,7 +70,9 @@ class Applied:
         )
 
 
-def apply(prompting: Prompting, data: Path, out: Path) -> Applied:
+def apply(
+    prompting: Prompting, data: Path, out: Path, tokenizer: ModelTokenizer | None = None
+) -> Applied:
     """Write a dataset as the model would be asked with a prompting.
 
     The last answer of each example alone is scored: turns before it are part of the prompt. Choices
@@ -79,11 +82,13 @@ def apply(prompting: Prompting, data: Path, out: Path) -> Applied:
         prompting: what to add.
         data: see `load_examples`.
         out: the .jsonl file to write.
+        tokenizer: of the model; sees that its chat template takes the messages.
 
     Raises:
         InputError: `out` exists or does not end in .jsonl, the data cannot be read, or an example
             is plain text, which has no question to add anything to: if it were kept as it is, its
-            figures would say that the prompting changes nothing.
+            figures would say that the prompting changes nothing; or the model has no chat
+            template, or it rejects the messages. Nothing is written then.
     """
     if out.suffix.lower() != ".jsonl":
         raise InputError(f"{out} does not end in .jsonl; give such a name to --out")
@@ -91,10 +96,14 @@ def apply(prompting: Prompting, data: Path, out: Path) -> Applied:
         raise InputError(f"{out} exists already; choose another --out, or remove it first")
     examples = load_examples(data)
     check_questions(examples, data)
+    if tokenizer is not None:
+        check_template(tokenizer)
     with progress(f"{prompting.name} prompts", len(examples), "questions") as advance:
         prompted = []
         for example in examples:
             prompted.append(_prompted(prompting, example))
+            if tokenizer is not None:
+                tokenizer.render(prompted[-1].messages or (), add_generation_prompt=False)
             advance()
     with atomic_file(out) as partial, partial.open("w", encoding="utf-8") as file:
         for example in prompted:
@@ -113,6 +122,19 @@ def check_questions(examples: Sequence[Example], data: Path) -> None:
         raise InputError(
             f"{texts} of {len(examples)} examples of {data} are plain text, which has no question "
             "to add anything to; give 'messages', or 'prompt' and 'completion'"
+        )
+
+
+def check_template(tokenizer: ModelTokenizer) -> None:
+    """See that a model reads conversations.
+
+    Raises:
+        InputError: it has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "this model has no chat template, so it knows no turns to put examples or passages "
+            "into; give a --base that was made for chat, such as an instruct model"
         )
 
 

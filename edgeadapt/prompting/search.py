@@ -18,7 +18,7 @@ from edgeadapt.data.encode import encode_example
 from edgeadapt.data.examples import Example
 from edgeadapt.errors import InputError
 from edgeadapt.jobs import Score, Scored
-from edgeadapt.prompting.base import Plain, Prompting
+from edgeadapt.prompting.base import Plain, Prompting, check_template
 from edgeadapt.prompting.few_shot import FewShot, few_shot_of
 from edgeadapt.prompting.lengths import prompt_tokens
 from edgeadapt.tokenizer import ModelTokenizer
@@ -110,9 +110,11 @@ def search_few_shot(
         settings: how many to show, and how to search.
 
     Raises:
-        InputError: there are too few examples, or they are too long for `max_tokens`.
+        InputError: there are too few examples, or they are too long for `max_tokens`, or the model
+            has no chat template.
         RuntimeFailure: the engine failed.
     """
+    check_template(tokenizer)
     rng = random.Random(settings.seed)
     usable = [i for i, example in enumerate(examples) if example.text is None and example.answer()]
     rng.shuffle(usable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_plain_text_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", {"prompt": "a", "completion": "b"}, {"text": "c"})
     with pytest.raises(InputError, match=r"1 of 2 examples of .* are plain text"):
         apply(SHOTS, data, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "match"),
+    [
+        (None, "no chat template, so it knows no turns"),
+        ("{{ raise_exception('turns must alternate') if messages|length > 2 }}", "must alternate"),
+    ],
+)
+def test_what_the_model_does_not_read_is_not_written(
+    tiny_model: Path, tmp_path: Path, template: str | None, match: str
+) -> None:
+    tokenizer = replace(ModelTokenizer.from_folder(tiny_model), chat_template=template)
+    data = write(tmp_path / "data.jsonl", {"prompt": "a", "completion": "b"})
+    with pytest.raises(InputError, match=match):
+        apply(SHOTS, data, tmp_path / "out.jsonl", tokenizer)
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -109,6 +110,12 @@ def test_too_little_data_is_refused(tokenizer: ModelTokenizer, settings: SearchS
         search_few_shot(
             [*examples(), Example(text="x")], tokenizer, Model(tokenizer, "fox"), settings
         )
+
+
+def test_a_model_without_a_chat_template_is_refused(tokenizer: ModelTokenizer) -> None:
+    plain = replace(tokenizer, chat_template=None)
+    with pytest.raises(InputError, match="no chat template"):
+        search_few_shot(examples(), plain, Model(tokenizer, "fox"), SETTINGS)
 
 
 def test_the_runtime_itself_is_asked(tiny_gguf: Path, tiny_model: Path) -> None:
