@@ -36,13 +36,13 @@ $(VENV)/.installed: $(VENV)/.llama-cpp
 optimum: install
 	$(BIN)/edgeadapt setup optimum
 
-# WORKERS=2 runs two at a time: much of a test is one thread that loads libraries. Not the default,
-# since a test of Ctrl-C on a terminal hangs below such a worker.
-WORKERS ?= 0
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+# Two at a time: much of a test is one thread that loads libraries. One at a time where engines run
+# the real model with a thread on each core, which they wait for in a loop.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
 
 test: install
-	$(PYTEST) -m "not e2e"
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not e2e"
 
 test-e2e: install
 	$(PYTEST) -m e2e
