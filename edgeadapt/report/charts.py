@@ -18,10 +18,10 @@ from edgeadapt.extras import need
 
 MIB = 2**20
 _INCHES = (4.6, 3.2)
-_INK = "#010203"
+INK = "#010203"
 """Stands for the page's text colour."""
-_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 2)))
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 2)))
 _SMOOTHED = 5
 """Steps that a point of the training curve is the mean of."""
 
@@ -90,7 +90,9 @@ def _quality(
     better = "right" if name == "speed" else "left"
     return Chart(
         f"Quality against {name}",
-        _draw(lambda figure: _scatter(figure, points, label), f"Mean KL divergence against {name}"),
+        draw_svg(
+            lambda figure: _scatter(figure, points, label), f"Mean KL divergence against {name}"
+        ),
         f"Mean KL divergence from the merged model in nats (lower is better) against the {label}; "
         f"the best are at the bottom {better}.",
     )
@@ -103,16 +105,16 @@ def _scatter(figure: Any, points: Sequence[Point], label: str) -> None:
         mine = [point for point in points if point[0] == runtime]
         axes.scatter(
             [point[2] for point in mine], [point[3] for point in mine], label=runtime, s=36,
-            color=_SERIES[index % 6], marker=_MARKERS[index % 6], zorder=3,
+            color=SERIES[index % 6], marker=MARKERS[index % 6], zorder=3,
         )  # fmt: skip
     for (text, x, y), _ in {(p[1], round(p[2], 1), p[3]): None for p in points}.items():
         axes.annotate(
-            text, (x, y), xytext=(0, 6), textcoords="offset points", ha="center", color=_INK
+            text, (x, y), xytext=(0, 6), textcoords="offset points", ha="center", color=INK
         )
     axes.set(xlabel=label, ylabel="mean KL, nats", yscale="log")
     axes.margins(x=0.18, y=0.2)
     if len(runtimes) > 1:
-        _legend(axes, len(runtimes))
+        legend(axes, len(runtimes))
 
 
 def _predicted(document: Mapping[str, Any]) -> Chart | None:
@@ -133,7 +135,7 @@ def _predicted(document: Mapping[str, Any]) -> Chart | None:
         for p in told
     ]
     height = 1.3 + 0.36 * len(rows)
-    svg = _draw(
+    svg = draw_svg(
         lambda figure: _intervals(figure, rows), "Predicted and measured decode speed", height
     )
     return Chart(
@@ -150,19 +152,19 @@ def _intervals(
     axes = figure.subplots()
     for index, (_, _, bounds, found) in enumerate(rows):
         axes.plot(
-            [bounds["low"], bounds["high"]], [index, index], color=_SERIES[0], linewidth=5,
+            [bounds["low"], bounds["high"]], [index, index], color=SERIES[0], linewidth=5,
             solid_capstyle="butt", alpha=0.55, label="predicted, 80%" if index == 0 else None,
         )  # fmt: skip
-        axes.plot([bounds["median"]], [index], "|", color=_INK, markersize=9, markeredgewidth=1.5)
+        axes.plot([bounds["median"]], [index], "|", color=INK, markersize=9, markeredgewidth=1.5)
         if found is not None:
-            axes.plot([found], [index], "o", color=_SERIES[1], zorder=4)
+            axes.plot([found], [index], "o", color=SERIES[1], zorder=4)
     if any(found is not None for *_, found in rows):
-        axes.plot([], [], "o", color=_SERIES[1], label="measured")
+        axes.plot([], [], "o", color=SERIES[1], label="measured")
     axes.set(xlabel="decoded tokens a second", xscale="log")
     axes.set_yticks(range(len(rows)), [f"{where}\n{what}" for what, where, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    _plain_ticks(axes.xaxis)
-    _legend(axes, 2)
+    plain_ticks(axes.xaxis)
+    legend(axes, 2)
 
 
 def _training(document: Mapping[str, Any]) -> Chart | None:
@@ -177,15 +179,15 @@ def _training(document: Mapping[str, Any]) -> Chart | None:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         steps = range(1, len(losses) + 1)
-        axes.plot(steps, losses, color=_SERIES[0], linewidth=0.8, alpha=0.45, label="each step")
-        axes.plot(steps, smooth, color=_SERIES[0], linewidth=2, label=f"mean of {_SMOOTHED}")
+        axes.plot(steps, losses, color=SERIES[0], linewidth=0.8, alpha=0.45, label="each step")
+        axes.plot(steps, smooth, color=SERIES[0], linewidth=2, label=f"mean of {_SMOOTHED}")
         axes.set(xlabel="step", ylabel="training loss, nats a token")
         _whole_ticks(axes.xaxis)
-        _legend(axes, 2)
+        legend(axes, 2)
 
     return Chart(
         "Training",
-        _draw(draw, "Training loss by step"),
+        draw_svg(draw, "Training loss by step"),
         f"{len(losses)} steps, from {losses[0]:.2f} to {losses[-1]:.2f} nats a token.",
     )
 
@@ -205,17 +207,17 @@ def _layers(document: Mapping[str, Any]) -> Chart | None:
         for index, (name, found) in enumerate(errors.items()):
             axes.plot(
                 list(found), [100 * value for value in found.values()], label=name,
-                color=_SERIES[index % 6], linestyle=_DASHES[index % 6],
-                marker=_MARKERS[index % 6], markersize=3.5,
+                color=SERIES[index % 6], linestyle=_DASHES[index % 6],
+                marker=MARKERS[index % 6], markersize=3.5,
             )  # fmt: skip
         axes.set(xlabel="layer", ylabel="error of its weights, %")
         _whole_ticks(axes.xaxis)
         axes.set_ylim(bottom=0)
-        _legend(axes, 3)
+        legend(axes, 3)
 
     return Chart(
         "Quantization error by layer",
-        _draw(draw, "Relative error of the weights of each layer"),
+        draw_svg(draw, "Relative error of the weights of each layer"),
         "Root of the squared error of a layer's matrices over that of the weights themselves, "
         "against the merged float model; GGUF artifacts.",
     )
@@ -232,14 +234,15 @@ def layer_errors(weights: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     return {layer: (error / energy) ** 0.5 for layer, (error, energy) in sums.items() if energy}
 
 
-def _legend(axes: Any, columns: int) -> None:
+def legend(axes: Any, columns: int) -> None:
+    """Put the legend above the picture, where it hides nothing."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, labelcolor=_INK,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, labelcolor=INK,
         borderaxespad=0.2, handletextpad=0.5,
     )  # fmt: skip
 
 
-def _plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
     """Numbers as people write them, a few a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -254,7 +257,7 @@ def _whole_ticks(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw(draw: Callable[[Any], None], label: str, height: float = _INCHES[1]) -> str:
+def draw_svg(draw: Callable[[Any], None], label: str, height: float = _INCHES[1]) -> str:
     """One figure as an SVG element."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -262,9 +265,9 @@ def _draw(draw: Callable[[Any], None], label: str, height: float = _INCHES[1]) -
     # hashsalt: ids in the SVG follow from the figures, so that the same run gives the same bytes.
     style: Any = {
         "svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9, "font.family": "sans-serif",
-        "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
-        "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.color": _INK, "grid.alpha": 0.12, "axes.axisbelow": True,
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+        "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.color": INK, "grid.alpha": 0.12, "axes.axisbelow": True,
     }  # fmt: skip
     with mpl.rc_context(style):
         figure = Figure(figsize=(_INCHES[0], height), layout="constrained")
@@ -296,6 +299,6 @@ def _as_element(text: str, label: str) -> str:
 
 
 def _page_colours() -> Iterator[tuple[str, str]]:
-    yield _INK, "currentColor"
-    for index, colour in enumerate(_SERIES):
+    yield INK, "currentColor"
+    for index, colour in enumerate(SERIES):
         yield colour, f"var(--c{index})"

@@ -20,7 +20,7 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
         yield f"- {line}"
     for table in all_tables(document):
         yield ""
-        yield from _table(table)
+        yield from markdown_table(table)
     if document["samples"]:
         yield ""
         yield "## Sample answers"
@@ -43,7 +43,8 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
             yield f"- **{device}**: {reason}"
 
 
-def _table(table: Table) -> Iterator[str]:
+def markdown_table(table: Table) -> Iterator[str]:
+    """Lines of a table, with its title and note."""
     yield f"## {table.title}"
     yield ""
     yield "| " + " | ".join(table.columns) + " |"
