@@ -33,6 +33,7 @@ Progress = Callable[[float], None]
 
 _JOBS = {
     "bench": "edgeadapt.bench.protocol:run",
+    "train": "edgeadapt.training.apart:run_train",
     "score": "edgeadapt.jobs:run_score",
     "sample": "edgeadapt.jobs:run_sample",
     "reference": "edgeadapt.fidelity.references:run_reference",

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,6 +62,7 @@ def train(
     base_spec: str,
     work: Path | None = None,
     teacher: ModelToExport | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Train on a dataset and write a plain PEFT adapter folder (a model folder for `full`).
 
@@ -78,6 +79,7 @@ def train(
         work: folder for checkpoints, kept; by default a hidden sibling of `out`, removed at the
             end.
         teacher: a model whose predictions are learned in place of the data's own answers.
+        on_step: called after each optimizer step.
 
     Raises:
         InputError: the teacher reads text as other tokens, the data cannot be used, `out` exists,
@@ -100,8 +102,9 @@ def train(
         max_tokens=settings.max_tokens, window=settings.max_tokens,
     )  # fmt: skip
     run = _Run(
-        base, base_spec, settings, METHODS[settings.method], encoded, held_out or [], teacher
-    )
+        base, base_spec, settings, METHODS[settings.method], encoded, held_out or [], teacher,
+        on_step,
+    )  # fmt: skip
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")
     place = work or out.with_name(f".{out.name}.work")
@@ -133,6 +136,7 @@ class _Run:
     encoded: list[Encoded]
     held_out: list[Encoded]
     teacher: ModelToExport | None = None
+    on_step: Callable[[], None] | None = None
 
     @property
     def max_steps(self) -> int:
@@ -261,7 +265,14 @@ class _Run:
             # TRL would train one step too many here when it is in the middle of an epoch.
             trainer.restore(checkpoint)
             return trainer
-        with progress(f"training ({self.settings.method})", self.max_steps - done, "steps") as step:
+        left = self.max_steps - done
+        with progress(f"training ({self.settings.method})", left, "steps") as advance:
+
+            def step(amount: float, note: str = "") -> None:
+                advance(amount, note=note)
+                if self.on_step is not None:
+                    self.on_step()
+
             loop.run(trainer, checkpoint, self.settings.save_every_s, step)
         return trainer
 
