@@ -111,6 +111,23 @@ def parse_example(record: object, where: str) -> Example:
     raise InputError(f"{where}: found {found}; {_EXPECTED}")
 
 
+def as_record(example: Example) -> dict[str, object]:
+    """The row that `parse_example` reads as this example."""
+    if example.text is not None:
+        return {"text": example.text}
+    if example.messages is not None:
+        row: dict[str, object] = {"messages": [dict(message) for message in example.messages]}
+        if example.score == "last":
+            row["score"] = "last"
+        if example.choices is not None:
+            row["choices"] = list(example.choices)
+        return row
+    if example.choices is not None:
+        answer = example.choices.index(str(example.completion))
+        return {"prompt": example.prompt, "choices": list(example.choices), "answer": answer}
+    return {"prompt": example.prompt, "completion": example.completion}
+
+
 def _completion(prompt: object, completion: object, where: str) -> Example:
     if isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
         return Example(messages=_messages([*prompt, *completion], "completion", where))

@@ -1,4 +1,4 @@
-"""What `--data` may name: a path, or the built-in dataset of the demo."""
+"""What `--data` may name: a path, or a dataset that comes with edgeadapt."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from edgeadapt.errors import InputError
 from edgeadapt.files import cache_dir
 
 BUILT_IN = ("python-docs", "pydocs")
+GENERAL = "general"
+"""48 questions of everyday knowledge with short answers, written for edgeadapt: what a model should
+still know after it was taught something else."""
 
 
 def resolve_data(spec: str) -> tuple[Path, Path | None]:
     """The training data that a spec names, and the held-out data that comes with it, if any.
 
-    The built-in dataset is built into the cache once for each Python version.
+    `python-docs` is built into the cache once for each Python version.
 
     Args:
-        spec: a file or folder, or `python-docs`.
+        spec: a file or folder, `python-docs` or `general`.
 
     Raises:
         InputError: nothing is there.
     """
+    if spec == GENERAL and not Path(spec).exists():
+        return Path(__file__).with_name("general.jsonl"), None
     if spec not in BUILT_IN:
         path = Path(spec).expanduser()
         if not path.exists():

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from edgeadapt.chat_template import Message
 from edgeadapt.console import progress
-from edgeadapt.data.examples import Example
+from edgeadapt.data.examples import Example, as_record
 from edgeadapt.data.load import load_examples
 from edgeadapt.errors import InputError
 from edgeadapt.files import atomic_file
@@ -107,7 +107,7 @@ def apply(
             advance()
     with atomic_file(out) as partial, partial.open("w", encoding="utf-8") as file:
         for example in prompted:
-            file.write(json.dumps(record(example), ensure_ascii=False) + "\n")
+            file.write(json.dumps(as_record(example), ensure_ascii=False) + "\n")
     return Applied(prompting.name, out, examples, prompted)
 
 
@@ -144,11 +144,3 @@ def _prompted(prompting: Prompting, example: Example) -> Example:
         answer = example.messages[len(example.question())]
     messages = (*prompting.messages(example), answer)
     return Example(messages=messages, choices=example.choices, score="last")
-
-
-def record(example: Example) -> dict[str, Any]:
-    """An example of `messages` as one row of a dataset, which `parse_example` reads."""
-    row: dict[str, Any] = {"messages": list(example.messages or ()), "score": example.score}
-    if example.choices is not None:
-        row["choices"] = list(example.choices)
-    return row

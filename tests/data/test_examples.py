@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeadapt.data.examples import Example, as_record, parse_example
+from edgeadapt.data.load import load_examples
+from edgeadapt.data.source import GENERAL, resolve_data
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
+
+
+def conversation(pairs: list[tuple[str, str]], score: str) -> Example:
+    messages = []
+    for question, answer in pairs:
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    return Example(messages=tuple(messages), score=score)  # type: ignore[arg-type]
+
+
+examples = st.one_of(
+    st.builds(lambda text: Example(text=text), texts),
+    st.builds(lambda prompt, answer: Example(prompt=prompt, completion=answer), texts, texts),
+    st.builds(conversation, turns, st.sampled_from(["all", "last"])),
+    st.builds(
+        lambda prompt, choices, index: Example(
+            prompt=prompt, choices=tuple(choices), completion=choices[index % len(choices)]
+        ),
+        texts, st.lists(texts, min_size=2, max_size=4, unique=True), st.integers(0, 3),
+    ),
+)  # fmt: skip
+
+
+@given(examples)
+def test_a_row_is_read_as_the_example_that_it_was_written_from(example: Example) -> None:
+    assert parse_example(as_record(example), "here") == example
+
+
+def test_general_questions_come_along_and_every_one_has_an_answer() -> None:
+    path, held_out = resolve_data(GENERAL)
+    found = load_examples(path)
+    assert held_out is None and len(found) == 48
+    assert all(example.prompt and example.completion for example in found)
+    assert len({example.prompt for example in found}) == 48
