@@ -1,8 +1,8 @@
 """Write what in this folder is generated: `python docs/generate.py`.
 
 - cli.md: the help of every command.
-- recipe.schema.json, measurement.schema.json, manifest.schema.json: JSON schemas, for editors and
-  for those who read what edgeadapt writes.
+- recipe.schema.json, comparison.schema.json, measurement.schema.json, manifest.schema.json: JSON
+  schemas, for editors and for those who read what edgeadapt writes.
 
 `tests/test_docs.py` sees that they are current.
 """
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from edgeadapt.bench.measurement import Measurement
 from edgeadapt.bundle.manifest import schema_text
 from edgeadapt.cli import cli
+from edgeadapt.comparison.recipe import ComparisonRecipe
 from edgeadapt.recipe import Recipe
 
 FOLDER = Path(__file__).parent
@@ -31,6 +32,7 @@ def generated() -> dict[str, str]:
     return {
         "cli.md": cli_reference(),
         "recipe.schema.json": _schema(Recipe),
+        "comparison.schema.json": _schema(ComparisonRecipe),
         "measurement.schema.json": _schema(Measurement),
         "manifest.schema.json": schema_text(),
     }

@@ -11,6 +11,7 @@ from edgeadapt import __version__
 
 _COMMANDS = {
     "run": "The whole pipeline from one recipe file.",
+    "compare": "Methods side by side: cost and benefit on each device.",
     "import": "Turn a GGUF file, a hub id or the built-in model into a Hugging Face folder.",
     "train": "Train an adapter (QLoRA by default) or the full model.",
     "prompt": "Choose a few-shot prompt or retrieve from documents, and see the price.",

@@ -47,7 +47,7 @@ def weights_stage(
 
 def machine_stage(space: Workspace) -> StageResult | None:
     """A profile of this machine, to predict what is measured on it; None if there can be none."""
-    key = {"machine": _this_machine()}
+    key = {"machine": this_machine_facts()}
 
     def work(folder: Path) -> None:
         text = profile_yaml(detect_profile("this-machine"))
@@ -107,7 +107,7 @@ def bench_stage(
         "runtime": engine_identity(runtime),
         "settings": settings.model_dump(mode="json", exclude={"reference"}),
         "threads": threads,
-        "machine": _this_machine(),
+        "machine": this_machine_facts(),
     }
 
     def work(folder: Path) -> None:
@@ -124,7 +124,7 @@ def bench_stage(
     return space.stage(f"bench-{label}-{runtime}", key, work)
 
 
-def _this_machine() -> list[Any]:
+def this_machine_facts() -> list[Any]:
     """What figures that were measured here depend on."""
     machine = this_machine()
     return [machine.cpu, machine.available_cores, machine.memory_bytes]

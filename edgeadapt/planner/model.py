@@ -59,6 +59,15 @@ class ModelFacts:
     """Tokens that the model was made for."""
     exact_size: ExactSize | None = None
 
+    def shape(self) -> dict[str, Any]:
+        """All but the sizes of artifacts, as JSON and as this class's own arguments."""
+        return {
+            "parameters": self.parameters,
+            "active": self.active,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "max_context": self.max_context,
+        }
+
     def size(self, format: str, quantization: str) -> tuple[float, bool]:
         """Bytes of the artifact, and whether they are exact.
 

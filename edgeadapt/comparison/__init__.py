@@ -1,0 +1,1 @@
+"""Methods side by side: what each costs, and what it is good for, on each device."""

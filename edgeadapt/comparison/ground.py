@@ -1,0 +1,159 @@
+"""What all trials stand on: the base, the data, and one set of questions for every contender."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeadapt.base_model import base_hash, resolve_base
+from edgeadapt.comparison.recipe import ComparisonRecipe
+from edgeadapt.console import log
+from edgeadapt.data.encode import Encoded, encode_dataset, encode_example
+from edgeadapt.data.examples import Example, as_record
+from edgeadapt.data.load import data_hash, load_examples
+from edgeadapt.data.source import resolve_data
+from edgeadapt.errors import InputError
+from edgeadapt.fidelity.task import Task, check_task
+from edgeadapt.files import atomic_file, sha256_json
+from edgeadapt.pipeline.inputs import Inputs
+from edgeadapt.pipeline.watched import Watched
+from edgeadapt.pipeline.workspace import Workspace
+from edgeadapt.tokenizer import ModelTokenizer
+
+_NO_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Found and hashed before any work; goes to other processes as it is."""
+
+    recipe: ComparisonRecipe
+    root: Path
+    inputs: Inputs
+    held_out: Path
+    """The questions of the domain that every contender is asked: those that are not cut."""
+    general: Path
+    """Likewise, of what must not be forgotten."""
+    documents: Path | None
+    task: Task | None
+
+    @property
+    def base(self) -> Path:
+        """Folder of the base model."""
+        return self.inputs.base
+
+    @property
+    def train_data(self) -> Path:
+        """All of the training data."""
+        assert self.inputs.train_data is not None
+        return self.inputs.train_data
+
+    def workspace(self) -> Workspace:
+        """Where the trials' stages lie."""
+        return Workspace(self.root, resume=True, check_inputs=self.inputs.watched.check)
+
+    def tokenizer(self) -> ModelTokenizer:
+        """The base's."""
+        return ModelTokenizer.from_folder(self.base)
+
+    def encoded(self, data: Path) -> list[Encoded]:
+        """Questions as tokens, none cut."""
+        return encode_dataset(data, self.tokenizer(), _NO_LIMIT)
+
+
+def find_ground(recipe: ComparisonRecipe, root: Path) -> Ground:
+    """Resolve everything that the recipe names, and choose the questions.
+
+    Raises:
+        InputError: something is missing, or too few examples are short enough.
+    """
+    train_data, held_out = resolve_data(recipe.data.train)
+    if recipe.data.held_out is not None:
+        held_out, brought = resolve_data(recipe.data.held_out)
+        held_out = brought or held_out
+    if held_out is None:
+        raise InputError("the recipe names no held-out data to compare on; give data.held_out")
+    general, _ = resolve_data(recipe.data.general)
+    documents = None
+    if recipe.data.documents is not None:
+        documents = Path(recipe.data.documents).expanduser()
+        if not documents.exists():
+            raise InputError(f"data.documents: {documents} does not exist")
+    load_examples(train_data)  # a malformed row is better named now
+    base = resolve_base(recipe.base, revision=recipe.revision)
+    tokenizer = ModelTokenizer.from_folder(base)
+    evaluate, folder = recipe.evaluate, root / "questions"
+    task = None
+    if evaluate.task is not None:
+        asked, brought = (
+            resolve_data(evaluate.task.data) if evaluate.task.data else (held_out, None)
+        )
+        wished = evaluate.task
+        task = Task(wished.metric, brought or asked, wished.examples, wished.max_tokens)
+        check_task(task)
+    paths = [path for path in (base, train_data, held_out, general, documents) if path]
+    return Ground(
+        recipe,
+        root,
+        Inputs(base, base_hash(base), train_data, held_out, None, Watched(paths)),
+        held_out=_questions(
+            held_out, tokenizer, evaluate.max_tokens, evaluate.held_out_examples, folder
+        ),
+        general=_questions(
+            general, tokenizer, evaluate.max_tokens, evaluate.general_examples, folder
+        ),
+        documents=documents,
+        task=task,
+    )
+
+
+def _questions(
+    data: Path, tokenizer: ModelTokenizer, max_tokens: int, limit: int, folder: Path
+) -> Path:
+    """Examples that are not cut, so that every contender is judged by the same answers."""
+    examples = [_judged(example) for example in load_examples(data)]
+    fitting = [e for e in examples if _fits(encode_example(e, tokenizer, _NO_LIMIT), max_tokens)]
+    if len(fitting) < 2:
+        raise InputError(
+            f"{data} has {len(fitting)} examples of at most {max_tokens} tokens with an answer; "
+            "at least 2 are needed: raise evaluate.max_tokens"
+        )
+    if len(fitting) < len(examples):
+        log.info(
+            "%d of %d examples of %s have more than %d tokens and are not asked",
+            len(examples) - len(fitting), len(examples), data.name, max_tokens,
+        )  # fmt: skip
+    count = min(limit, len(fitting))
+    chosen = [fitting[index * len(fitting) // count] for index in range(count)]
+    name = sha256_json([data_hash(data), max_tokens, limit])[:12]
+    out = folder / f"{name}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_examples(chosen, out)
+    return out
+
+
+def _judged(example: Example) -> Example:
+    """By its last answer alone: a prompting puts others before it."""
+    return example if example.messages is None else replace(example, score="last")
+
+
+def _fits(encoded: Encoded, max_tokens: int) -> bool:
+    return encoded.n_scored > 0 and len(encoded.ids) <= max_tokens
+
+
+def share_of(data: Path, fraction: float, seed: int, out: Path) -> None:
+    """Write a random share of a dataset, at least one example, in its own order."""
+    examples = load_examples(data)
+    count = max(1, round(fraction * len(examples)))
+    chosen = sorted(random.Random(seed).sample(range(len(examples)), count))
+    write_examples([examples[index] for index in chosen], out)
+
+
+def write_examples(examples: Sequence[Example], out: Path) -> None:
+    """Write a dataset that `load_examples` reads as these, whole or not at all."""
+    with atomic_file(out, overwrite=True) as partial:
+        lines = [json.dumps(as_record(example), ensure_ascii=False) for example in examples]
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

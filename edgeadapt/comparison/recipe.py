@@ -1,0 +1,216 @@
+"""What `edgeadapt compare` is asked: methods, seeds, shares of the data, quantizations, devices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from edgeadapt.errors import InputError
+from edgeadapt.recipe import BenchSection, TaskSection
+from edgeadapt.training.methods import METHODS
+from edgeadapt.training.settings import MethodName, TrainSettings, train_settings
+from edgeadapt.yaml_model import parse_yaml
+
+Untrained = Literal["none", "few-shot", "rag"]
+Ship = Literal["merged", "separate"]
+
+PROMPTING: tuple[Untrained, ...] = ("few-shot", "rag")
+"""Methods that change the prompt and no weight."""
+_ALWAYS_SEPARATE = ("prefix", "prompt")
+_CAN_BE_SEPARATE = ("lora", "qlora", "rslora")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodWish(_Section):
+    """One method, and how it differs from what is said for all."""
+
+    method: Untrained | MethodName
+    name: str | None = Field(None, description="in the tables; the method's by default")
+    ship: tuple[Ship, ...] = Field(
+        (), description="merged, or separate: beside the base's file; both, to compare the two"
+    )
+    train: dict[str, Any] = Field({}, description="training settings, over those for all")
+    examples: int = Field(3, ge=1, le=64, description="few-shot: questions with their answers")
+    passages: int = Field(3, ge=1, le=64, description="rag: most passages for a question")
+    prompt_tokens: int = Field(384, ge=16, description="few-shot and rag: most tokens to add")
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.name or self.method
+
+    @property
+    def ships(self) -> tuple[Ship, ...]:
+        """How it reaches a device, one contender for each."""
+        if self.method in (*_ALWAYS_SEPARATE, *PROMPTING, "none"):
+            return ("separate",)
+        return self.ship or ("merged",)
+
+    @property
+    def trained(self) -> bool:
+        """Whether something is trained."""
+        return self.method in METHODS
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if "separate" in self.ship and self.method not in (*_ALWAYS_SEPARATE, *_CAN_BE_SEPARATE):
+            raise ValueError(
+                f"{self.method} cannot ship separate; {', '.join(_CAN_BE_SEPARATE)} can"
+            )
+        if "merged" in self.ship and self.method in _ALWAYS_SEPARATE:
+            raise ValueError(f"{self.method} changes no weight, so it cannot ship merged")
+        if self.train and not self.trained:
+            raise ValueError(f"{self.method} trains nothing; leave train out")
+        return self
+
+
+def _as_wish(value: object) -> object:
+    return {"method": value} if isinstance(value, str) else value
+
+
+class ComparedData(_Section):
+    """Where the examples are."""
+
+    train: str = Field(description="file, folder, or python-docs")
+    held_out: str | None = Field(None, description="never trained on; python-docs brings its own")
+    general: str = Field(
+        "general", description="what must not be forgotten; `general` comes with edgeadapt"
+    )
+    documents: str | None = Field(
+        None, description="what rag retrieves from; default: the training data"
+    )
+
+
+class ComparedEvaluation(_Section):
+    """What every contender is asked, on the runtime."""
+
+    held_out_examples: int = Field(64, ge=2, description="scored, evenly spaced")
+    general_examples: int = Field(48, ge=2)
+    max_tokens: int = Field(512, ge=16, description="longer examples are left out")
+    answer_tokens: int = Field(64, ge=1, description="of a usual answer, for time on devices")
+    retention: bool = Field(True, description="compare with torch's float32 model of each method")
+    task: TaskSection | None = None
+
+
+class ComparisonRecipe(_Section):
+    """Methods x seeds x shares of the data x quantizations x devices."""
+
+    name: str = Field(description="the comparison lies in runs/<name>")
+    base: str = Field(description="folder, GGUF file, hub id or `default`")
+    revision: str | None = Field(None, description="of a hub id")
+    data: ComparedData
+    methods: tuple[Annotated[MethodWish, BeforeValidator(_as_wish)], ...] = Field(min_length=1)
+    train: dict[str, Any] = Field({}, description="training settings of all methods")
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    fractions: tuple[float, ...] = Field((1.0,), min_length=1, description="of the training data")
+    quantizations: tuple[str, ...] = Field(("Q4_K_M",), min_length=1, description="GGUF's names")
+    devices: tuple[str, ...] = Field(min_length=1, description="profiles, or YAML files")
+    evaluate: ComparedEvaluation = ComparedEvaluation()
+    judged_by: Literal["likelihood", "task"] = Field(
+        "likelihood", description="of held-out answers, or evaluate.task: what a choice goes by"
+    )
+    max_forgetting: float | None = Field(
+        None, description="nats a token of general answers; what surely loses more is not chosen"
+    )
+    bench: BenchSection = BenchSection(repetitions=3)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("use letters, digits, dots, dashes and underscores: it names a folder")
+        return name
+
+    @field_validator("fractions")
+    @classmethod
+    def _shares(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < share <= 1 for share in fractions):
+            raise ValueError("each is a share of the training data, more than 0 and at most 1")
+        return fractions
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        names = [wish.label for wish in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError("two methods have one name; give `name` to tell them apart")
+        for axis in ("seeds", "fractions", "quantizations", "devices"):
+            values = getattr(self, axis)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{axis} has a value twice")
+        if "none" not in {wish.method for wish in self.methods}:
+            raise ValueError("methods needs `none`: every gain is told against the plain base")
+        if self.judged_by == "task" and self.evaluate.task is None:
+            raise ValueError("judged_by task needs evaluate.task")
+        for wish in self.methods:
+            if wish.trained:
+                try:
+                    self.settings(wish, self.seeds[0])
+                except InputError as error:
+                    raise ValueError(f"{wish.label}: {error}") from error
+        return self
+
+    def settings(self, wish: MethodWish, seed: int) -> TrainSettings:
+        """How a method is trained.
+
+        Raises:
+            InputError: a setting is unknown or out of range; names it.
+        """
+        return train_settings(self.train | wish.train | {"method": wish.method, "seed": seed})
+
+    def trials(self) -> Iterator[Trial]:
+        """Every trial once; what no seed and no training data change is done once alone."""
+        for wish in self.methods:
+            seeds = self.seeds if wish.trained or wish.method == "few-shot" else self.seeds[:1]
+            from_data = wish.method != "none" and not (wish.method == "rag" and self.data.documents)
+            for fraction in self.fractions if from_data else (1.0,):
+                for seed in seeds:
+                    yield Trial(wish, seed, fraction)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method with one seed on one share of the data; all its quantizations."""
+
+    wish: MethodWish
+    seed: int
+    fraction: float
+
+    @property
+    def slug(self) -> str:
+        """Names its result's file."""
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.wish.label)
+        return f"{label}-seed{self.seed}-{self.fraction:g}"
+
+    def __str__(self) -> str:
+        told = self.wish.label
+        if self.wish.trained:
+            told += f", seed {self.seed}"
+        return told if self.fraction == 1 else f"{told}, {100 * self.fraction:g}% of the data"
+
+
+def load_comparison(spec: str) -> ComparisonRecipe:
+    """Read a comparison's recipe file, or the built-in one of that name (`compare-demo`).
+
+    Raises:
+        InputError: there is none, or it does not say what it must; names the field.
+    """
+    path = Path(spec)
+    if path.is_file():
+        return parse_yaml(
+            path.read_text(encoding="utf-8", errors="replace"), spec, ComparisonRecipe
+        )
+    built_in = files("edgeadapt.recipes").joinpath(f"{spec}.yaml")
+    if re.fullmatch(r"[a-z0-9-]+", spec) and built_in.is_file():
+        return parse_yaml(built_in.read_text(encoding="utf-8"), spec, ComparisonRecipe)
+    raise InputError(
+        f"there is no recipe {spec}; give a YAML file, or the built-in recipe `compare-demo`"
+    )

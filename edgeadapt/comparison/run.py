@@ -1,0 +1,121 @@
+"""The whole of `edgeadapt compare`, read from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeadapt import __version__
+from edgeadapt.bench.machine import this_machine
+from edgeadapt.comparison.figures import contenders, plain_of, record
+from edgeadapt.comparison.ground import Ground, find_ground
+from edgeadapt.comparison.recipe import ComparisonRecipe, Trial
+from edgeadapt.comparison.statistics import LEVEL
+from edgeadapt.comparison.trial import run_trial
+from edgeadapt.comparison.verdict import judge
+from edgeadapt.console import log
+from edgeadapt.converters.registry import get_converter
+from edgeadapt.devices import load_profile
+from edgeadapt.errors import InputError
+from edgeadapt.files import sweep_cache, write_json
+from edgeadapt.pipeline.workspace import locked
+from edgeadapt.planner.model import ModelFacts
+from edgeadapt.runtimes.registry import installed_runtimes
+
+SCHEMA_VERSION = 1
+FILE = "compare.json"
+
+Execute = Callable[[Ground, Sequence[Trial]], Iterable[tuple[str, dict[str, Any]]]]
+"""Does trials somewhere, in any order; gives each one's slug and result once."""
+
+
+def one_after_another(
+    ground: Ground, trials: Sequence[Trial]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Trials in this process."""
+    for number, trial in enumerate(trials, 1):
+        log.info("=== %s (%d of %d)", trial, number, len(trials))
+        yield trial.slug, run_trial(ground, trial)
+
+
+def compare_methods(
+    recipe: ComparisonRecipe, root: Path, *, execute: Execute = one_after_another
+) -> dict[str, Any]:
+    """Do every trial, judge them, and write `compare.json` and the reports.
+
+    What was done before is taken as it is, so that a comparison that was killed goes on.
+
+    Args:
+        recipe: what to compare.
+        root: folder of the comparison.
+        execute: how trials are done.
+
+    Returns:
+        The document.
+
+    Raises:
+        InputError: the recipe names something that does not exist or does not fit.
+        EdgeAdaptError: a trial failed; those before it are kept.
+    """
+    from edgeadapt.report.comparison import write_comparison
+
+    profiles = [load_profile(name) for name in recipe.devices]
+    known = get_converter("gguf").quantizations
+    for quantization in recipe.quantizations:
+        if quantization not in known:
+            raise InputError(
+                f"gguf has no quantization {quantization!r}; choose one of {', '.join(known)}"
+            )
+    installed_runtimes("gguf")
+    with locked(root):
+        sweep_cache()
+        ground = find_ground(recipe, root)
+        trials = list(recipe.trials())
+        # The plain base first: its files are what most others stand on.
+        first = [trial for trial in trials if trial.wish.method == "none"]
+        rest = [trial for trial in trials if trial.wish.method != "none"]
+        results = dict(one_after_another(ground, first)) | dict(execute(ground, rest))
+        document = _document(ground, [results[trial.slug] for trial in trials])
+        document["devices"] = _devices(recipe, document["trials"], profiles)
+        write_json(root / FILE, document)
+        write_comparison(document, root)
+    return document
+
+
+def _document(ground: Ground, results: list[dict[str, Any]]) -> dict[str, Any]:
+    recipe = ground.recipe
+    found = contenders(results)
+    machine = this_machine()
+    plain = plain_of(found, recipe.quantizations[0])
+    parameters = plain.entries[0]["model"]["parameters"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "edgeadapt": __version__,
+        "name": recipe.name,
+        "recipe": recipe.model_dump(mode="json"),
+        "base": {
+            "name": recipe.base,
+            "sha256": ground.inputs.base_sha256,
+            "parameters": parameters,
+        },
+        "machine": machine.model_dump(mode="json"),
+        "questions": {
+            what: {
+                "examples": len(plain.tokens(what)),
+                "answer_tokens": int(plain.tokens(what).sum()),
+            }
+            for what in ("domain", "general")
+        },
+        "level": LEVEL,
+        "contenders": [record(one, plain_of(found, one.quantization), parameters) for one in found],
+        "trials": results,
+    }
+
+
+def _devices(
+    recipe: ComparisonRecipe, trials: list[dict[str, Any]], profiles: list[Any]
+) -> list[dict[str, Any]]:
+    found = contenders(trials)
+    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
+    return [judge(profile, found, recipe, models) for profile in profiles]

@@ -1,0 +1,252 @@
+"""Which contender to take on a device, why, and when another one would be better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeadapt.comparison.figures import Contender, forgetting, lead, plain_of
+from edgeadapt.comparison.recipe import ComparisonRecipe
+from edgeadapt.comparison.statistics import Interval
+from edgeadapt.devices import DeviceProfile
+from edgeadapt.planner.foretell import foretell
+from edgeadapt.planner.model import ModelFacts
+
+_GIB = 2**30
+_ALIKE = 1.05
+"""Times for an answer within 5% of the shortest count as equal: predictions are no better."""
+_RUNTIME, _FORMAT = "llama-cpp", "gguf"
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A contender on a device, as predicted."""
+
+    contender: Contender
+    told: dict[str, Any]
+    answer_tokens: int
+    fits: bool
+
+    def seconds(self, end: str) -> float:
+        """From the question to the end of a usual answer, at an end of the interval.
+
+        Args:
+            end: `low` for a device as slow as the interval allows, `median`, or `high`.
+        """
+        prefill = self.contender.prompt_tokens / self.told["prefill_tps"][end]
+        return float(prefill + self.answer_tokens / self.told["decode_tps"][end])
+
+    def ttft(self, end: str) -> float:
+        """Seconds to the first token, likewise."""
+        return float(self.contender.prompt_tokens / self.told["prefill_tps"][end])
+
+    def record(self, pareto: bool) -> dict[str, Any]:
+        """As JSON; a low speed is a high time."""
+        return {
+            "name": self.contender.name,
+            "quantization": self.contender.quantization,
+            "fits": self.fits,
+            "memory_bytes": self.told["memory_bytes"],
+            "decode_tps": self.told["decode_tps"],
+            "ttft_s": _times(self.ttft),
+            "answer_s": _times(self.seconds),
+            "pareto": pareto,
+        }
+
+
+def _times(seconds: Any) -> dict[str, float]:
+    return {"low": seconds("high"), "median": seconds("median"), "high": seconds("low")}
+
+
+def judge(
+    profile: DeviceProfile,
+    found: Sequence[Contender],
+    recipe: ComparisonRecipe,
+    models: dict[str, ModelFacts],
+) -> dict[str, Any]:
+    """A device's part of the document: what each contender costs there, and the choice.
+
+    Args:
+        profile: the device.
+        found: all contenders.
+        recipe: what was asked for.
+        models: the shape of the model in each contender's artifact, by the contender's name.
+    """
+    room = profile.model_budget_gib * _GIB
+    placed = [_place(profile, one, recipe, models[one.name], room) for one in found]
+    judged_by = recipe.judged_by
+    gains = {
+        id(one.contender): lead(
+            one.contender, plain_of(found, one.contender.quantization), judged_by
+        )
+        for one in placed
+    }
+    front = [one for one in placed if one.fits and not any(
+        other.fits and _beats(other, one, gains) for other in placed
+    )]  # fmt: skip
+    choice = _choose(placed, found, gains, recipe)
+    return {
+        "device": profile.name,
+        "title": profile.title,
+        "room_bytes": round(room),
+        "contenders": [one.record(one in front) for one in placed],
+        "choice": choice,
+        "break_even": _break_even(choice, placed, recipe),
+    }
+
+
+def _place(
+    profile: DeviceProfile, one: Contender, recipe: ComparisonRecipe, model: ModelFacts, room: float
+) -> OnDevice:
+    answer = recipe.evaluate.answer_tokens
+    positions = max((entry["positions"] for entry in one.entries), default=0)
+    needed = one.longest_prompt + positions + answer
+    told = foretell(
+        profile, model, runtime=_RUNTIME, format=_FORMAT, quantization=one.quantization,
+        size_bytes=one.bytes_first, prompt_tokens=max(1, round(one.prompt_tokens)),
+        decode_tokens=answer, context=-(-needed // 256) * 256,
+    )  # fmt: skip
+    return OnDevice(one, told, answer, told["memory_bytes"] <= room)
+
+
+def _beats(one: OnDevice, other: OnDevice, gains: dict[int, Interval]) -> bool:
+    """Nowhere worse, and better somewhere."""
+    mine, theirs = (_costs(which, gains) for which in (one, other))
+    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+
+
+def _costs(one: OnDevice, gains: dict[int, Interval]) -> tuple[float, ...]:
+    gain = gains[id(one.contender)].value
+    return -gain, one.seconds("median"), one.told["memory_bytes"], one.contender.bytes_update
+
+
+def _choose(
+    placed: Sequence[OnDevice],
+    found: Sequence[Contender],
+    gains: dict[int, Interval],
+    recipe: ComparisonRecipe,
+) -> dict[str, Any] | None:
+    """The best; of those that the data cannot tell from it the one that costs the device least."""
+    fitting = [one for one in placed if one.fits]
+    left_out = []
+    if recipe.max_forgetting is not None:
+        for one in list(fitting):
+            lost = forgetting(one.contender, plain_of(found, one.contender.quantization))
+            if lost.low > recipe.max_forgetting:
+                fitting.remove(one)
+                left_out.append(one.contender.name)
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda one: gains[id(one.contender)].value)
+    leads = {
+        id(one): lead(best.contender, one.contender, recipe.judged_by)
+        for one in fitting
+        if one is not best
+    }
+    tied = [one for one in fitting if one is best or not leads[id(one)].decided]
+    quickest = min(one.seconds("median") for one in tied)
+    quick = [one for one in tied if one.seconds("median") <= _ALIKE * quickest]
+    taken = min(quick, key=lambda one: (one.contender.bytes_update, _training_s(one)))
+    gain = gains[id(taken.contender)]
+    return {
+        "name": taken.contender.name,
+        "quantization": taken.contender.quantization,
+        "gain": gain.record(),
+        "forgetting": forgetting(
+            taken.contender, plain_of(found, taken.contender.quantization)
+        ).record(),
+        "best": best.contender.name,
+        "undecided": [one.contender.name for one in tied if one is not taken],
+        "left_out": left_out,
+        "reason": _reason(taken, best, tied, leads, gain, recipe),
+    }
+
+
+def _reason(
+    taken: OnDevice,
+    best: OnDevice,
+    tied: Sequence[OnDevice],
+    leads: dict[int, Interval],
+    gain: Interval,
+    recipe: ComparisonRecipe,
+) -> str:
+    unit = "nats a token" if recipe.judged_by == "likelihood" else "points of the metric"
+    if taken.contender.method == "none":
+        return (
+            "no method is better than the plain base beyond the margin of error on these "
+            "questions: ship the base"
+        )
+    text = f"{taken.contender.name} gains {_with_margin(gain)} {unit} over the plain base"
+    others = [one.contender.name for one in tied if one is not taken]
+    if taken is best and not others:
+        runner = min(leads.items(), key=lambda item: item[1].value, default=None)
+        more = "" if runner is None else f", {_with_margin(runner[1])} more than the next"
+        return f"{text}{more}: the data decide for it"
+    if taken is not best:
+        ahead = _with_margin(leads[id(taken)])
+        text += f"; {best.contender.name} is {ahead} ahead, which may be chance"
+    named = ", ".join(others)
+    return (
+        f"{text}. The data do not decide between it and {named}; of these it "
+        f"{_cheaper(taken, [one for one in tied if one is not taken])}"
+    )
+
+
+def _cheaper(taken: OnDevice, others: Sequence[OnDevice]) -> str:
+    slower = [one for one in others if one.seconds("median") > _ALIKE * taken.seconds("median")]
+    if len(slower) == len(others):
+        return "answers soonest on this device"
+    update = taken.contender.bytes_update
+    if all(one.contender.bytes_update > update for one in others if one not in slower):
+        return "needs the fewest bytes for an update, of those that answer as soon"
+    return "takes the shortest training, of those that answer and update as cheaply"
+
+
+def _break_even(
+    choice: dict[str, Any] | None, placed: Sequence[OnDevice], recipe: ComparisonRecipe
+) -> list[dict[str, Any]]:
+    """When the choice has paid for itself, against each other contender that fits.
+
+    `queries`: after how many answers on this device the seconds that its training took longer are
+    saved by shorter answers, for the device as predicted, and at the ends of the interval (a
+    device that is slower than predicted is so for both). `updates`: after how many updates it has
+    sent fewer bytes. 0 if it is the cheaper from the beginning, null if it never is.
+    """
+    if choice is None:
+        return []
+    taken = next(one for one in placed if one.contender.name == choice["name"])
+    return [
+        {
+            "against": other.contender.name,
+            "queries": {
+                name: _crossing(_training_s(taken), taken.seconds(end), _training_s(other),
+                                other.seconds(end))
+                for name, end in (("low", "low"), ("median", "median"), ("high", "high"))
+            },
+            "updates": _crossing(
+                taken.contender.bytes_first, taken.contender.bytes_update,
+                other.contender.bytes_first, other.contender.bytes_update,
+            ),
+        }
+        for other in placed
+        if other is not taken and other.fits
+    ]  # fmt: skip
+
+
+def _crossing(fixed: float, each: float, other_fixed: float, other_each: float) -> float | None:
+    """After how many uses one costs no more than another."""
+    if fixed <= other_fixed and each <= other_each:
+        return 0.0
+    if each >= other_each:
+        return None
+    return max(0.0, (fixed - other_fixed) / (other_each - each))
+
+
+def _training_s(one: OnDevice) -> float:
+    trained = one.contender.trained
+    return float(trained["seconds"] or 0.0) if trained else 0.0
+
+
+def _with_margin(figure: Interval) -> str:
+    return f"{figure.value:.3f} ({figure.low:.3f}, {figure.high:.3f})"

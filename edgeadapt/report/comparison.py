@@ -1,0 +1,322 @@
+"""The report of `edgeadapt compare`: on the terminal, as Markdown and as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeadapt.console import log
+from edgeadapt.errors import MissingExtraError
+from edgeadapt.extras import need
+from edgeadapt.files import atomic_file
+from edgeadapt.report.charts import INK, MARKERS, SERIES, Chart, draw_svg, legend, plain_ticks
+from edgeadapt.report.html import Page, render_page
+from edgeadapt.report.markdown import markdown_table
+from edgeadapt.report.tables import MIB, Table
+from edgeadapt.report.terminal import draw
+
+Document = Mapping[str, Any]
+
+
+def write_comparison(document: Document, root: Path) -> None:
+    """Write `report.md` and `report.html` into the comparison's folder."""
+    for name, text in (("report.md", _markdown(document)), ("report.html", _html(document))):
+        with atomic_file(root / name, overwrite=True) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def comparison_summary(document: Document, width: int = 80) -> str:
+    """Recommendations and tables as text of at most `width` columns."""
+    shown = [table for table in comparison_tables(document) if not table.detail]
+    return draw(shown, recommendations(document), width)
+
+
+def recommendations(document: Document) -> list[str]:
+    """For each device what to take, and why."""
+    lines = []
+    for device in document["devices"]:
+        choice = device["choice"]
+        if choice is None:
+            lines.append(f"{device['title']}: nothing that may be chosen fits its memory.")
+            continue
+        lost = choice["forgetting"]
+        told = f"{device['title']}: {choice['reason']}."
+        if choice["gain"]["low"] > 0:
+            told += (
+                f" On general questions it loses {_with_margin(lost)} nats a token."
+                if lost["value"] > 0
+                else f" On general questions it loses nothing ({_with_margin(lost)} nats a token)."
+            )
+        if choice["left_out"]:
+            told += f" Left out for what they forget: {', '.join(choice['left_out'])}."
+        lines.append(told)
+    failed = [one for one in document["contenders"] if one["method"] != "none"]
+    for verdict, words in (
+        ("worse", "Worse than the plain base on the held-out questions"),
+        ("undecided", "Not told from the plain base by these questions"),
+    ):
+        names = [one["name"] for one in failed if one["beside_base"] == verdict]
+        if names:
+            lines.append(f"{words}: {', '.join(names)}.")
+    return lines
+
+
+def comparison_tables(document: Document) -> list[Table]:
+    """Every table, in reading order."""
+    found = [_gains(document), _costs(document), _here(document)]
+    for device in document["devices"]:
+        found += [_on_device(document, device), _break_even(document, device)]
+    return [table for table in found if table.rows]
+
+
+def _gains(document: Document) -> Table:
+    tasks = any(one["task"] for one in document["contenders"])
+    rows = []
+    for one in document["contenders"]:
+        fidelity = one["fidelity"] or {}
+        rows.append((
+            one["name"],
+            f"{one['perplexity']:.2f}",
+            "-" if one["method"] == "none" else _with_margin(one["gain"], 2),
+            *((_score(one["task"]),) if tasks else ()),
+            "-" if one["method"] == "none" else _with_margin(one["forgetting"], 2),
+            f"{100 * fidelity['effect']:.0f}%" if "effect" in fidelity else "-",
+        ))  # fmt: skip
+    asked = document["questions"]
+    metric = next((one["task"]["metric"] for one in document["contenders"] if one["task"]), "")
+    seeds = len(document["recipe"]["seeds"])
+    return Table(
+        "What each is good for",
+        ("Method", "PPL", "Gain", *((metric,) if tasks else ()), "Forgets", "Kept"),
+        tuple(rows),
+        f"{asked['domain']['examples']} held-out questions "
+        f"({asked['domain']['answer_tokens']} answer tokens) on the artifact's own runtime. Gain: "
+        "nats an answer token over the plain base in the same quantization; forgets: nats lost on "
+        f"{asked['general']['examples']} general questions; both with the "
+        f"{100 * document['level']:.0f}% bootstrap interval over questions"
+        + (f" and {seeds} seeds" if seeds > 1 else " (one seed: how much another one would change "
+           "is not in it)")
+        + ". Kept: how far the artifact goes from the base to the method's own model in torch.",
+        numeric=frozenset(range(1, 5 + tasks)),
+    )  # fmt: skip
+
+
+def _score(task: Mapping[str, Any] | None) -> str:
+    return "-" if task is None else _with_margin(task["score"], 2)
+
+
+def _costs(document: Document) -> Table:
+    rows = []
+    for one in document["contenders"]:
+        trained, sizes = one["trained"], one["bytes"]
+        rows.append((
+            one["name"],
+            "-" if trained is None else _count(trained["parameters"]),
+            "-" if trained is None else f"{100 * trained['share']:.2g}%",
+            "-" if trained is None or trained["seconds"] is None else f"{trained['seconds']:.0f}",
+            "-" if trained is None or trained["peak_memory"] is None
+            else f"{trained['peak_memory'] / MIB:.0f}",
+            "-" if trained is None or trained["joules"] is None else f"{trained['joules']:.0f}",
+            _mib(sizes["first"]),
+            _mib(sizes["update"]),
+        ))  # fmt: skip
+    return Table(
+        "What each costs",
+        ("Method", "Trained", "Share", "s", "Peak MiB", "J", "First MiB", "Update MiB"),
+        tuple(rows),
+        "Trained parameters, and their share of the base's; training's seconds, resident memory "
+        "and energy (where this machine counts it) in a process of its own; what to ship for the "
+        "first installation, and when it is trained anew.",
+        numeric=frozenset(range(1, 8)),
+    )
+
+
+def _here(document: Document) -> Table:
+    rows = []
+    for one in document["contenders"]:
+        here = one["here"]
+        memory = here["peak_anonymous"]
+        rows.append((
+            one["name"], f"{here['prompt_tokens']:.0f}", f"{1000 * here['ttft_s']:.0f}",
+            f"{here['decode_tps']:.1f}", "-" if memory is None else f"{memory / MIB:.0f}",
+        ))  # fmt: skip
+    return Table(
+        "Measured on this machine",
+        ("Method", "Prompt tokens", "TTFT, ms", "Decode, tok/s", "Own memory, MiB"),
+        tuple(rows),
+        f"{document['machine']['cpu']}; medians of {document['recipe']['bench']['repetitions']} "
+        "repetitions with a prompt of the mean length. A prompt that is the same for every "
+        "question can be prefilled once (export --warm-prompt).",
+        numeric=frozenset(range(1, 5)),
+    )
+
+
+def _on_device(document: Document, device: Document) -> Table:
+    choice = device["choice"] or {}
+    rows = []
+    for one in device["contenders"]:
+        taken = one["name"] == choice.get("name")
+        marks = [word for word, holds in (
+            ("taken", taken), ("Pareto", one["pareto"]), ("does not fit", not one["fits"]),
+        ) if holds]  # fmt: skip
+        rows.append((
+            one["name"],
+            _between(one["ttft_s"]), _between(one["answer_s"]),
+            f"{one['memory_bytes'] / MIB:.0f}", ", ".join(marks) or "-",
+        ))  # fmt: skip
+    return Table(
+        f"Predicted on {device['title']}",
+        ("Method", "TTFT, s", "Answer, s", "MiB", ""),
+        tuple(rows),
+        "80% intervals, never a measurement; an answer is prefill and "
+        f"{document['recipe']['evaluate']['answer_tokens']} tokens. Pareto: none is better in "
+        "gain, time, memory or bytes of an update without being worse elsewhere.",
+        numeric=frozenset({1, 2, 3}),
+    )
+
+
+def _break_even(document: Document, device: Document) -> Table:
+    rows = []
+    for other in device["break_even"]:
+        queries = [other["queries"][end] for end in ("low", "median", "high")]
+        rows.append((other["against"], _crossing(queries), _crossing([other["updates"]])))
+    name = (device["choice"] or {}).get("name", "")
+    return Table(
+        f"When {name} has paid for itself on {device['title']}",
+        ("Against", "Answers", "Updates"),
+        tuple(rows),
+        "Answers after which shorter ones on this device have saved the seconds that its training "
+        "took longer (on a slower to a faster device than predicted); updates after which fewer "
+        "bytes were shipped. At once: it costs no more from the beginning. Never: it costs more "
+        "each time.",
+        numeric=frozenset({1, 2}),
+        detail=True,
+    )
+
+
+def _crossing(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "never"
+    if max(known) == 0 and len(known) == len(values):
+        return "at once"
+    low, high = min(known), max(known)
+    return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
+
+
+def _between(bounds: Mapping[str, float]) -> str:
+    return f"{bounds['low']:.2g} to {bounds['high']:.2g}"
+
+
+def _with_margin(figure: Mapping[str, float], digits: int = 3) -> str:
+    low, high = figure["low"], figure["high"]
+    return f"{figure['value']:.{digits}f} ({low:.{digits}f}, {high:.{digits}f})"
+
+
+def _count(value: int) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2f}{letter}"
+    return str(value)
+
+
+def _mib(value: int) -> str:
+    return f"{value / MIB:.1f}" if value >= MIB / 10 else f"{value / MIB:.3f}"
+
+
+def _charts(document: Document) -> list[Chart]:
+    try:
+        need("matplotlib", "drawing the report's charts")
+    except MissingExtraError as error:
+        log.warning("the report has no charts: %s", error)
+        return []
+    gains = {one["name"]: one for one in document["contenders"]}
+    found = []
+    for device in document["devices"]:
+        points = [
+            (one["name"], one["answer_s"]["median"], gains[one["name"]]["gain"])
+            for one in device["contenders"]
+        ]
+        found.append(_pareto(
+            f"Gain against time on {device['title']}", points, "predicted seconds for an answer",
+            "the best are at the top left",
+        ))  # fmt: skip
+    points = [
+        (one["name"], max(one["bytes"]["update"], 1) / MIB, one["gain"])
+        for one in document["contenders"]
+        if one["method"] != "none"
+    ]
+    found.append(_pareto(
+        "Gain against the bytes of an update", points, "MiB to ship for an update",
+        "the best are at the top left",
+    ))  # fmt: skip
+    points = [
+        (one["name"], one["forgetting"]["value"], one["gain"]) for one in document["contenders"]
+    ]
+    found.append(_pareto(
+        "Gain against forgetting", points, "nats a token lost on general questions",
+        "the best are at the top left", log_scale=False,
+    ))  # fmt: skip
+    return found
+
+
+def _pareto(
+    title: str,
+    points: Sequence[tuple[str, float, Mapping[str, float]]],
+    label: str,
+    best: str,
+    *,
+    log_scale: bool = True,
+) -> Chart:
+    def drawing(figure: Any) -> None:
+        axes = figure.subplots()
+        for index, (name, x, gain) in enumerate(points):
+            axes.errorbar(
+                [x], [gain["value"]],
+                yerr=[[gain["value"] - gain["low"]], [gain["high"] - gain["value"]]],
+                label=name, color=SERIES[index % 6], marker=MARKERS[(index + index // 6) % 6],
+                markersize=6, linewidth=1, linestyle="none", zorder=3,
+            )  # fmt: skip
+        axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5)
+        axes.set(xlabel=label, ylabel="gain, nats a token")
+        if log_scale:
+            axes.set_xscale("log")
+            plain_ticks(axes.xaxis)
+        legend(axes, 3)
+
+    rows = -(-len(points) // 3)
+    return Chart(
+        title,
+        draw_svg(drawing, title, 3.2 + 0.18 * rows),
+        f"Gain over the plain base in nats an answer token, with its interval, against the {label}"
+        f"; {best}.",
+    )
+
+
+def _html(document: Document) -> str:
+    recipe, base = document["recipe"], document["base"]
+    return render_page(
+        Page(
+            title=document["name"],
+            subtitle=f"Methods compared on {base['name']}, {', '.join(recipe['quantizations'])}, "
+            f"edgeadapt {document['edgeadapt']}",
+            verdict=recommendations(document),
+            charts=_charts(document),
+            tables=comparison_tables(document),
+        )
+    )
+
+
+def _markdown(document: Document) -> str:
+    return "\n".join(_lines(document)) + "\n"
+
+
+def _lines(document: Document) -> Iterator[str]:
+    yield f"# {document['name']}"
+    yield ""
+    for line in recommendations(document):
+        yield f"- {line}"
+    for table in comparison_tables(document):
+        yield ""
+        yield from markdown_table(table)

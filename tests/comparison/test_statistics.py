@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeadapt.comparison.statistics import LEVEL, interval
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """200 samples of 40 questions with a mean of 0.3: near 95% of intervals hold it."""
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        found = interval(random.normal(0.3, 1.0, (1, 40)), np.ones(40))
+        held += found.low <= 0.3 <= found.high
+    assert LEVEL - 0.06 <= held / 200 <= 1.0
+
+
+def test_questions_count_by_their_tokens() -> None:
+    values, tokens = np.array([[10.0, 0.0]]), np.array([10.0, 30.0])
+    assert interval(values, tokens).value == pytest.approx(0.25)
+
+
+def test_several_seeds_widen_the_interval_by_their_spread() -> None:
+    """What differs between seeds and not between questions shows only with several seeds."""
+    one = np.full((1, 50), 0.5)
+    several = np.array([[0.1] * 50, [0.5] * 50, [0.9] * 50])
+    assert interval(one, np.ones(50)).high - interval(one, np.ones(50)).low == pytest.approx(0)
+    spread = interval(several, np.ones(50))
+    assert spread.value == pytest.approx(0.5)
+    assert spread.high - spread.low > 0.4
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.floats(0.1, 3))
+def test_an_interval_holds_its_value_and_turns_with_the_sign(
+    values: list[float], scale: float
+) -> None:
+    array, ones = np.array([values]), np.ones(len(values))
+    found, turned = interval(array, ones), interval(-scale * array, ones)
+    assert found.low <= found.value + 1e-9 and found.value <= found.high + 1e-9
+    assert turned.value == pytest.approx(-scale * found.value)
+    assert turned.decided == found.decided
+
+
+def test_the_same_figures_give_the_same_interval() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 30))
+    assert interval(values, np.ones(30)) == interval(values, np.ones(30))

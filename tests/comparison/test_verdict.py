@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgeadapt.comparison.figures import contenders, forgetting, lead, outcome, plain_of, record
+from edgeadapt.comparison.recipe import ComparisonRecipe
+from edgeadapt.comparison.verdict import judge
+from edgeadapt.devices import load_profile
+from edgeadapt.planner.model import ModelFacts
+from tests.comparison.trials import plain, trial
+
+MIB = 1 << 20
+
+
+def recipe(**changes: Any) -> ComparisonRecipe:
+    values = {
+        "name": "x", "base": "default", "data": {"train": "python-docs"},
+        "methods": ["none", "lora"], "devices": ["raspberry-pi-5"],
+    }  # fmt: skip
+    return ComparisonRecipe.model_validate(values | changes)
+
+
+def judged(*trials: dict[str, Any], device: str = "raspberry-pi-5", **changes: Any) -> Any:
+    found = contenders([plain(), *trials])
+    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
+    return judge(load_profile(device), found, recipe(**changes), models)
+
+
+def test_gains_are_told_question_by_question() -> None:
+    found = contenders([plain(noise=0.5), trial("lora", gain=1.0, lost=0.2)])
+    base, lora = plain_of(found, "Q4_K_M"), found[1]
+    gain = lead(lora, base, "likelihood")
+    assert gain.value == pytest.approx(1.0, abs=0.2) and gain.low < gain.value < gain.high
+    assert outcome(gain) == "better"
+    assert forgetting(lora, base).value == pytest.approx(0.2, abs=0.2)
+    assert record(lora, base, 134_515_008)["beside_base"] == "better"
+
+
+def test_what_is_worse_than_the_base_is_said_to_be() -> None:
+    found = contenders([plain(), trial("prompt", method="prompt", gain=-0.5, ship="separate")])
+    assert outcome(lead(found[1], found[0], "likelihood")) == "worse"
+
+
+def test_seeds_are_one_contender() -> None:
+    found = contenders([plain(), *(trial("lora", gain=1, seed=seed) for seed in range(3))])
+    assert [one.name for one in found] == ["none", "lora"]
+    assert found[1].nll("domain").shape[0] == 3
+
+
+def test_two_ways_to_ship_are_two_contenders() -> None:
+    both = trial("lora", gain=1)
+    both["entries"] += trial("lora", gain=1, ship="separate", beside=9 * MIB)["entries"]
+    found = contenders([plain(), both])
+    assert [one.name for one in found] == ["none", "lora, merged", "lora, separate"]
+    assert (found[1].bytes_first, found[1].bytes_update) == (100 * MIB, 100 * MIB)
+    assert (found[2].bytes_first, found[2].bytes_update) == (109 * MIB, 9 * MIB)
+
+
+def test_a_clear_winner_is_taken_and_the_data_decide() -> None:
+    choice = judged(trial("lora", gain=1.0), trial("full", method="full", gain=0.2))["choice"]
+    assert choice["name"] == "lora"
+    assert "the data decide" in choice["reason"] and not choice["undecided"]
+
+
+def test_where_intervals_overlap_the_cheapest_is_taken_and_it_says_so() -> None:
+    choice = judged(
+        trial("full", method="full", gain=1.0, noise=0.5),
+        trial("lora", gain=0.98, noise=0.5, ship="separate", beside=2 * MIB),
+    )["choice"]
+    assert choice["name"] == "lora"
+    assert "data do not decide" in choice["reason"] and "full" in choice["reason"]
+
+
+def test_a_longer_prompt_costs_time_on_the_device() -> None:
+    """Retrieval that answers as well is slower, and its own break-even is told."""
+    found = judged(
+        trial("rag", method="rag", gain=1.0, noise=0.5, ship="separate", beside=MIB, prompt=900,
+              training_s=None),
+        trial("lora", gain=0.99, noise=0.5),
+    )  # fmt: skip
+    assert found["choice"]["name"] == "lora"
+    rag = next(one for one in found["break_even"] if one["against"].startswith("rag"))
+    assert 0 < rag["queries"]["low"] < rag["queries"]["high"]
+    assert rag["updates"] is None  # all of the model each time, against a megabyte
+
+
+def test_nothing_better_than_the_base_means_the_base() -> None:
+    choice = judged(trial("lora", gain=0.0, noise=0.5))["choice"]
+    assert choice["name"] == "none" and "ship the base" in choice["reason"]
+
+
+def test_what_does_not_fit_is_not_taken() -> None:
+    found = judged(trial("lora", gain=1.0), trial("full", method="full", gain=2.0, size=64 << 30))
+    assert found["choice"]["name"] == "lora"
+    assert [one["fits"] for one in found["contenders"]] == [True, True, False]
+    assert not any(one["against"].startswith("full") for one in found["break_even"])
+
+
+def test_what_forgets_too_much_is_left_out() -> None:
+    choice = judged(
+        trial("full", method="full", gain=1.5, lost=1.0), trial("lora", gain=1.0),
+        max_forgetting=0.3,
+    )["choice"]  # fmt: skip
+    assert choice["name"] == "lora" and choice["left_out"] == ["full"]
+
+
+def test_a_task_can_decide() -> None:
+    wish = {"evaluate": {"task": {"metric": "f1"}}, "judged_by": "task"}
+    found = contenders([
+        plain(task=[0.1, 0.3] * 20), trial("lora", gain=1, task=[0.1, 0.3] * 20),
+        trial("ia3", method="ia3", gain=0.1, task=[0.7, 0.9] * 20),
+    ])  # fmt: skip
+    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
+    choice = judge(load_profile("raspberry-pi-5"), found, recipe(**wish), models)["choice"]
+    assert choice["name"] == "ia3" and choice["gain"]["value"] == pytest.approx(0.6)
+
+
+def test_the_front_has_no_contender_that_another_beats_everywhere() -> None:
+    found = judged(
+        trial("lora", gain=1.0), trial("dora", method="dora", gain=0.5, prompt=40, size=120 * MIB)
+    )
+    assert [one["pareto"] for one in found["contenders"]] == [True, True, False]
