@@ -49,6 +49,11 @@ class MethodWish(_Section):
         return self.name or self.method
 
     @property
+    def folder_name(self) -> str:
+        """The same, as part of a file's name."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.label)
+
+    @property
     def ships(self) -> tuple[Ship, ...]:
         """How it reaches a device, one contender for each."""
         if self.method in (*_ALWAYS_SEPARATE, *PROMPTING, "none"):
@@ -139,9 +144,11 @@ class ComparisonRecipe(_Section):
 
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
-        names = [wish.label for wish in self.methods]
+        names = [wish.folder_name for wish in self.methods]
         if len(set(names)) < len(names):
-            raise ValueError("two methods have one name; give `name` to tell them apart")
+            raise ValueError(
+                "two methods have one name, as folders are called; give `name` to tell them apart"
+            )
         for axis in ("seeds", "fractions", "quantizations", "devices"):
             values = getattr(self, axis)
             if len(set(values)) < len(values):
@@ -187,8 +194,7 @@ class Trial:
     @property
     def slug(self) -> str:
         """Names its result's file."""
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.wish.label)
-        return f"{label}-seed{self.seed}-{self.fraction:g}"
+        return f"{self.wish.folder_name}-seed{self.seed}-{self.fraction:g}"
 
     def __str__(self) -> str:
         told = self.wish.label

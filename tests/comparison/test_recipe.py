@@ -51,6 +51,16 @@ def test_every_seed_and_share_is_tried_where_it_changes_anything() -> None:
     [
         ({"methods": ["lora"]}, "`none`"),
         ({"methods": ["none", "lora", "lora"]}, "one name"),
+        (
+            {
+                "methods": [
+                    "none",
+                    {"method": "lora", "name": "a b"},
+                    {"method": "ia3", "name": "a-b"},
+                ]
+            },
+            "one name",
+        ),
         ({"methods": ["none", "magic"]}, "methods"),
         ({"methods": ["none", {"method": "full", "ship": ["separate"]}]}, "cannot ship separate"),
         ({"methods": ["none", {"method": "prefix", "ship": ["merged"]}]}, "cannot ship merged"),
