@@ -5,10 +5,14 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgeadapt.chat_template import Message
 from edgeadapt.errors import InputError
 from edgeadapt.runtimes.base import Session
+
+if TYPE_CHECKING:
+    from edgeadapt.warm.start import WarmStart
 
 _PREFILL_STEP = 128
 """Prompt tokens between two looks at whether the user has interrupted."""
@@ -20,6 +24,7 @@ class _Held:
 
     ids: list[int]
     text: str
+    """Empty where only the tokens are known: nothing is held, or a warm prompt."""
 
 
 class Conversation:
@@ -28,7 +33,8 @@ class Conversation:
     A turn runs only what is new. The text rendered for it begins, as a rule, with the text that
     the cache stands for, and then only the rest is tokenized: what the model itself said stays
     as the tokens it said. Where the template rewrites earlier turns, token ids are compared
-    instead, and where these differ too the cache is emptied and everything is run again.
+    instead, and where these differ too the cache is emptied and everything is run again; what lies
+    in a warm prompt is not.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class Conversation:
         *,
         context: int,
         system: str | None = None,
+        warm: WarmStart | None = None,
         max_tokens: int = 512,
         temperature: float = 0.0,
         seed: int = 0,
@@ -47,6 +54,7 @@ class Conversation:
             session: a loaded model.
             context: most tokens of conversation it sees; no more than its KV cache holds.
             system: a system message to begin with.
+            warm: messages to begin with, in its place, that were run already.
             max_tokens: most tokens in an answer.
             temperature: 0 for greedy.
             seed: of the sampling; each turn counts one further.
@@ -66,16 +74,27 @@ class Conversation:
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._seed = seed
-        self._system = system
+        self._warm = warm
+        self._fixed: list[Message] = [{"role": "system", "content": system}] if system else []
+        if warm is not None:
+            self._fixed = list(warm.prompt.messages)
         self._held = _Held([], "")
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
-        self.messages = [{"role": "system", "content": self._system}] if self._system else []
+        """Forget everything but the messages that it began with."""
+        self.messages = list(self._fixed)
         self._empty_cache()
 
     def _empty_cache(self) -> None:
+        """Nothing but the warm prompt, if there is one, is in the cache then."""
+        if self._warm is None:
+            self._empty_wholly()
+        else:
+            self._warm.begin()
+            self._held = _Held(list(self._warm.prompt.ids), "")
+
+    def _empty_wholly(self) -> None:
         self.session.reset()
         self._held = _Held([], "")
 
@@ -118,7 +137,7 @@ class Conversation:
             if total + room <= self._context:
                 self.reused_tokens = len(self._held.ids)
                 return prompt, ids
-            first = 1 if self.messages[0]["role"] == "system" else 0
+            first = len(self._fixed)
             if len(self.messages) - first <= 1:
                 raise InputError(
                     f"this message takes {total} tokens of a context of {self._context}, of which "
@@ -130,14 +149,22 @@ class Conversation:
     def _new_ids(self, prompt: str) -> list[int]:
         """Tokens to run so that the cache stands for `prompt`; empties it where it must."""
         held = self._held
-        if self.session.position - self.session.start == len(held.ids) > 0:
-            if len(prompt) > len(held.text) and prompt.startswith(held.text):
-                return self.session.encode(prompt[len(held.text) :])
-            ids = self.session.encode(prompt)
-            if len(ids) > len(held.ids) and ids[: len(held.ids)] == held.ids:
-                return ids[len(held.ids) :]
-        self._empty_cache()
-        return self.session.encode(prompt)
+        whole = self.session.position - self.session.start == len(held.ids)
+        if whole and held.text and len(prompt) > len(held.text) and prompt.startswith(held.text):
+            return self.session.encode(prompt[len(held.text) :])
+        ids = self.session.encode(prompt)
+        if not self._holds_beginning_of(ids):
+            self._empty_cache()
+        if not self._holds_beginning_of(ids):
+            self._empty_wholly()
+        return ids[len(self._held.ids) :]
+
+    def _holds_beginning_of(self, ids: Sequence[int]) -> bool:
+        """Whether the cache stands for fewer tokens than these, and for their beginning."""
+        held = self._held.ids
+        if self.session.position - self.session.start != len(held):
+            return False
+        return len(ids) > len(held) and list(ids[: len(held)]) == held
 
     def _prefill(self, ids: Sequence[int], stop: Callable[[], bool]) -> bool:
         """Run prompt tokens; false when interrupted."""

@@ -7,10 +7,12 @@ nothing else. Conventions (trim_blocks, lstrip_blocks, `raise_exception`, `strft
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import datetime
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeadapt.errors import InputError
@@ -21,6 +23,21 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 """One chat message: `role` and `content`, and whatever else the template reads."""
+
+
+_other_now: contextvars.ContextVar[datetime.datetime | None] = contextvars.ContextVar(
+    "other_now", default=None
+)
+
+
+@contextlib.contextmanager
+def clock_at(moment: datetime.datetime) -> Iterator[None]:
+    """Let templates that write the date believe that it is another one."""
+    token = _other_now.set(moment)
+    try:
+        yield
+    finally:
+        _other_now.reset(token)
 
 
 @functools.lru_cache(maxsize=8)
@@ -40,7 +57,9 @@ def _compile(template: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda form: (
+        _other_now.get() or datetime.datetime.now()
+    ).strftime(form)
     return environment.from_string(template)
 
 

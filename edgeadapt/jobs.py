@@ -21,7 +21,7 @@ from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import InputError
 from edgeadapt.prefix import is_prefix, read_prefix, runtimes_beside
 from edgeadapt.runtimes.base import Float32Array, Session, SessionSettings
-from edgeadapt.runtimes.registry import get_runtime, installed_runtimes
+from edgeadapt.runtimes.registry import get_runtime, installed_runtimes, keeping_state
 from edgeadapt.worker import Progress, run_job
 
 _ROWS = 64
@@ -170,10 +170,17 @@ def artifact_payload(
     runtime: str | None = None,
     threads: int | None = None,
     context: int | None = None,
+    *,
+    keeping: bool = False,
 ) -> dict[str, Any]:
-    """What a job needs to `open_session`; what is not given takes its default."""
+    """What a job needs to `open_session`; what is not given takes its default.
+
+    With `keeping`, the runtime is one whose sessions can begin from a saved state.
+    """
     artifact = open_artifact(path)
     names = (runtime,) if runtime else installed_runtimes(artifact.format)
+    if keeping:
+        names = keeping_state(names)
     return {
         "artifact": str(path),
         "adapter": None if adapter is None else str(adapter),
@@ -228,13 +235,17 @@ def open_here(
     runtime: str | None = None,
     threads: int | None = None,
     provider: str | None = None,
+    keeping: bool = False,
 ) -> Session:
     """Load an artifact in this process, for talking to it; the caller closes it.
+
+    Arguments are as of `artifact_payload`.
 
     Raises:
         EdgeAdaptError: as `open_artifact`, `installed_runtimes` and `Runtime.load`.
     """
-    payload = artifact_payload(path, adapter, runtime, threads) | {"provider": provider}
+    payload = artifact_payload(path, adapter, runtime, threads, keeping=keeping)
+    payload["provider"] = provider
     return open_session(payload, context=context)
 
 

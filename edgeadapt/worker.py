@@ -36,6 +36,7 @@ _JOBS = {
     "train": "edgeadapt.training.apart:run_train",
     "score": "edgeadapt.jobs:run_score",
     "sample": "edgeadapt.jobs:run_sample",
+    "warm": "edgeadapt.warm.make:run_warm",
     "reference": "edgeadapt.fidelity.references:run_reference",
     "compare": "edgeadapt.fidelity.compare:run_compare",
     "parity-original": "edgeadapt.fidelity.parity_jobs:run_original",

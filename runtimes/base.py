@@ -117,6 +117,30 @@ class Session(abc.ABC):
     def reset(self) -> None:
         """Empty the KV cache."""
 
+    def save_state(self) -> bytes:
+        """What the KV cache holds now, to begin from again with `restore_state`.
+
+        Raises:
+            UnsupportedError: this engine gives none; see `Runtime.keeps_state`.
+        """
+        raise UnsupportedError("this runtime gives no state of its KV cache")
+
+    def restore_state(self, saved: bytes) -> None:
+        """Go back to what `save_state` gave, here or in another session with the same settings.
+
+        There are no logits until the next `forward`.
+
+        Raises:
+            RuntimeFailure: the engine does not take it; the KV cache is empty then.
+            UnsupportedError: as `save_state`.
+        """
+        raise UnsupportedError("this runtime takes no state of its KV cache")
+
+    def state_settings(self) -> dict[str, str]:
+        """What a state depends on beside the model and the tokens: it fits only where all of these
+        are the same."""
+        return {}
+
     @abc.abstractmethod
     def build_info(self) -> dict[str, str]:
         """Version of the engine and the CPU features that it was built with or uses."""
@@ -225,6 +249,8 @@ class Runtime(abc.ABC):
     """Python modules of the engine; imported before `load` is timed, so that it is load alone."""
     providers: ClassVar[tuple[str, ...]] = ("cpu",)
     """Execution providers that can be asked for, by name; whether one is there, `load` tells."""
+    keeps_state: ClassVar[bool] = False
+    """Its sessions have `save_state` and `restore_state`."""
 
     @abc.abstractmethod
     def load(self, artifact: Artifact, settings: SessionSettings) -> Session:

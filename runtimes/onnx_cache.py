@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeadapt.errors import UnsupportedError
+from edgeadapt.errors import RuntimeFailure, UnsupportedError
 
 _DTYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
@@ -47,6 +47,15 @@ class CacheShape:
 class KvCache(abc.ABC):
     """Keys and values of each layer, bound to a session's inputs and outputs."""
 
+    def __init__(self, names: Mapping[str, str], shape: CacheShape, dtype: npt.DTypeLike) -> None:
+        self._names, self._shape = names, shape
+        self._dtype = np.dtype(dtype)
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of what is stored."""
+        return self._dtype.name
+
     @abc.abstractmethod
     def bind(self, binding: Any, past: int, new: int) -> None:
         """Bind for a run that extends `past` tokens by `new` ones."""
@@ -56,8 +65,33 @@ class KvCache(abc.ABC):
         """Begin with keys and values, each of shape (1, heads, tokens, size), by past input."""
 
     @abc.abstractmethod
+    def past(self, tokens: int) -> Iterator[npt.NDArray[Any]]:
+        """The first `tokens` positions, each array of shape (1, heads, tokens, size), by input."""
+
+    @abc.abstractmethod
     def done(self) -> None:
         """The run succeeded: what was written is the past of the next one."""
+
+    def dump(self, tokens: int) -> bytes:
+        """The first `tokens` positions as bytes, one input after another."""
+        return b"".join(part.tobytes() for part in self.past(tokens))
+
+    def restore(self, data: bytes) -> int:
+        """Begin with what `dump` gave; returns how many positions that are.
+
+        Raises:
+            RuntimeFailure: it is not of a cache like this one, or longer.
+        """
+        each = len(self._names) * int(np.prod(self._shape.of(1))) * self._dtype.itemsize
+        tokens, rest = divmod(len(data), each)
+        if rest or tokens > self._shape.context:
+            raise RuntimeFailure(
+                f"{len(data)} bytes are no state of a KV cache with {each} bytes a position and "
+                f"room for {self._shape.context}"
+            )
+        parts = np.frombuffer(data, self._dtype).reshape(len(self._names), *self._shape.of(tokens))
+        self.fill(dict(zip(self._names, parts, strict=True)))
+        return tokens
 
 
 class SharedCache(KvCache):
@@ -69,9 +103,12 @@ class SharedCache(KvCache):
     def __init__(
         self, ort: Any, names: Mapping[str, str], shape: CacheShape, dtype: npt.DTypeLike
     ) -> None:
-        self._names, self._shape = names, shape
-        self._dtype = np.dtype(dtype)
-        self._buffers = {past: ort.OrtValue.ortvalue_from_numpy(self._empty()) for past in names}
+        super().__init__(names, shape, dtype)
+        whole = shape.of(shape.context)
+        self._arrays = {past: np.zeros(whole, self._dtype) for past in names}
+        self._buffers = {  # on the CPU these are the arrays themselves, not copies
+            past: ort.OrtValue.ortvalue_from_numpy(array) for past, array in self._arrays.items()
+        }
         self._bound: Any = None
 
     def bind(self, binding: Any, past: int, new: int) -> None:
@@ -83,15 +120,15 @@ class SharedCache(KvCache):
             binding.bind_ortvalue_output(self._names[name], buffer)
         self._bound = binding
 
-    def _empty(self) -> npt.NDArray[Any]:
-        return np.zeros(self._shape.of(self._shape.context), self._dtype)
-
     def fill(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Copy into the buffers; see `KvCache.fill`."""
         for name, given in values.items():
-            whole = self._empty()
-            whole[:, :, : given.shape[2]] = given
-            self._buffers[name].update_inplace(whole)
+            self._arrays[name][:, :, : given.shape[2]] = given
+
+    def past(self, tokens: int) -> Iterator[npt.NDArray[Any]]:
+        """See `KvCache.past`."""
+        for array in self._arrays.values():
+            yield array[:, :, :tokens]
 
     def done(self) -> None:
         """Nothing to do: the buffer is past and present."""
@@ -101,8 +138,7 @@ class AlternatingCache(KvCache):
     """Two buffers in turn, for graphs that append to a past and give all of it back."""
 
     def __init__(self, names: Mapping[str, str], shape: CacheShape, dtype: npt.DTypeLike) -> None:
-        self._names, self._shape = names, shape
-        self._dtype = np.dtype(dtype)
+        super().__init__(names, shape, dtype)
         count = int(np.prod(shape.of(shape.context)))
         self._past, self._present = (
             {name: np.zeros(count, self._dtype) for name in names} for _ in range(2)
@@ -121,6 +157,12 @@ class AlternatingCache(KvCache):
         """Copy into the next run's past; see `KvCache.fill`."""
         for name, given in values.items():
             self._past[name][: given.size] = given.reshape(-1)
+
+    def past(self, tokens: int) -> Iterator[npt.NDArray[Any]]:
+        """See `KvCache.past`."""
+        shape = self._shape.of(tokens)
+        for array in self._past.values():
+            yield array[: int(np.prod(shape))].reshape(shape)
 
     def done(self) -> None:
         """Swap the buffers."""

@@ -39,6 +39,7 @@ class OnnxruntimeRuntime(Runtime):
     name = "onnxruntime"
     formats = frozenset({"onnx"})
     modules = ("onnxruntime", "tokenizers")
+    keeps_state = True
     providers = PROVIDERS
 
     def load(self, artifact: Artifact, settings: SessionSettings) -> Session:
@@ -197,6 +198,19 @@ class OnnxruntimeSession(HfText, Session):
             self._binding.bind_ortvalue_input(name, value)
         self._adapter = given
         self.reset()
+
+    def save_state(self) -> bytes:
+        """The filled part of the cache's buffers; see `Session.save_state`."""
+        return self._cache.dump(self.position)
+
+    def restore_state(self, saved: bytes) -> None:
+        """See `Session.restore_state`."""
+        self.position = 0
+        self.position = self._cache.restore(saved)
+
+    def state_settings(self) -> dict[str, str]:
+        """Library, and how wide the cache is."""
+        return {"onnxruntime": version("onnxruntime"), "kv_cache": self._cache.dtype}
 
     def build_info(self) -> dict[str, str]:
         """Version, build, providers, and the CPU features that kernels are chosen by."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
-from edgeadapt.errors import InputError, MissingExtraError
+from edgeadapt.errors import InputError, MissingExtraError, UnsupportedError
 from edgeadapt.plugins import Registry
 from edgeadapt.runtimes.base import Runtime
 
@@ -67,6 +68,19 @@ def installed_runtimes(format: str) -> tuple[str, ...]:
     if not installed:
         raise missing[0]
     return tuple(installed)
+
+
+def keeping_state(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of some engines whose sessions can begin from a saved KV cache.
+
+    Raises:
+        UnsupportedError: none of them can.
+    """
+    found = tuple(name for name in names if get_runtime(name).keeps_state)
+    if not found:
+        able = " and ".join(n for n in runtime_names() if get_runtime(n).keeps_state)
+        raise UnsupportedError(f"{names[0]} cannot start from a saved KV cache; {able} can")
+    return found
 
 
 def preferred_runtime(format: str) -> str:

@@ -20,6 +20,7 @@ from edgeadapt.bench.measurement import (
     RuntimeFacts,
     Settings,
     Sustained,
+    WarmFirstToken,
 )
 from edgeadapt.bench.memory import MemoryPoint, Sampler
 
@@ -75,6 +76,7 @@ def measurement(
         energy=_energy(meter, settings.repetitions),
         depths=tuple(_depth(**found) for found in result["depths"]),
         sustained=Sustained(**summary(**result["sustained"])) if "sustained" in result else None,
+        warm=_warm(**result["warm"]) if "warm" in result else None,
     )
 
 
@@ -111,6 +113,12 @@ def _energy(meter: Meter, repetitions: int) -> Energy | None:
         joules=joules,
         seconds=meter.seconds,
         repetitions=repetitions,
+    )
+
+
+def _warm(ttft_s: list[float], ttft_without_s: list[float], **facts: Any) -> WarmFirstToken:
+    return WarmFirstToken(
+        ttft_s=Distribution.of(ttft_s), ttft_without_s=Distribution.of(ttft_without_s), **facts
     )
 
 

@@ -120,6 +120,8 @@ class Settings(_Model):
     """Asked for; -1 for all."""
     memory_limit: int | None = None
     """Bytes of memory of its own that the process was allowed."""
+    warm: str | None = None
+    """Name of the warm prompt that first tokens were measured after, besides."""
 
 
 class DepthSpeed(_Model):
@@ -197,6 +199,28 @@ class Sustained(_Model):
     `cooling devices`."""
 
 
+class WarmFirstToken(_Model):
+    """The first token of a conversation that begins with a warm prompt, with its state and without.
+
+    Both are measured by turns, each with its own warm-up.
+    """
+
+    tokens: int
+    """Of the warm prompt."""
+    question_tokens: int
+    """After it: `Settings.prompt_tokens`."""
+    state_bytes: int
+    state: Literal["shipped", "kept", "computed"]
+    """Lay beside the prompt, in this machine's cache, or was computed on loading."""
+    ready_s: float
+    """Once after loading: checking that the prompt is for this artifact, and reading (or computing)
+    its state."""
+    ttft_s: Distribution
+    """Taking the state up, running the question and finding the first token."""
+    ttft_without_s: Distribution
+    """The same from an empty KV cache: running prompt and question."""
+
+
 class Measurement(_Model):
     """One artifact on one runtime.
 
@@ -230,6 +254,7 @@ class Measurement(_Model):
     """Null where no counter can be read: it is never estimated."""
     depths: tuple[DepthSpeed, ...] = ()
     sustained: Sustained | None = None
+    warm: WarmFirstToken | None = None
 
 
 class Failure(_Model):

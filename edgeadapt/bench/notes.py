@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeadapt.bench.llama_bench import Imported
-from edgeadapt.bench.measurement import Failure, Measurement, Sustained
+from edgeadapt.bench.measurement import Failure, Measurement, Sustained, WarmFirstToken
 
 _MB = 1e6
 _BUSY = 0.1
@@ -77,6 +77,8 @@ def _further(m: Measurement, what: str) -> list[str]:
     if m.depths:
         parts = [f"{d.decode_tps.median:.1f} at {d.depth}" for d in m.depths]
         lines.append(f"{what}: decode tok/s by tokens in the context: {', '.join(parts)}.")
+    if m.warm is not None:
+        lines.append(_warm(m.warm, what))
     if m.energy is not None:
         e = m.energy
         lines.append(
@@ -86,6 +88,18 @@ def _further(m: Measurement, what: str) -> list[str]:
     if m.sustained is not None:
         lines += _sustained(m.sustained, what)
     return lines
+
+
+def _warm(w: WarmFirstToken, what: str) -> str:
+    """Medians, of both ways by turns."""
+    state = {"shipped": "shipped", "kept": "kept here", "computed": "computed just now"}[w.state]
+    return (
+        f"{what}, first token after a warm prompt of {w.tokens} tokens and {w.question_tokens} "
+        f"more: {w.ttft_s.median * 1e3:.0f} ms, without its state "
+        f"{w.ttft_without_s.median * 1e3:.0f} ms (medians of {w.ttft_s.count}, by turns). The "
+        f"state, {w.state_bytes / _MB:.1f} MB, {state}, was ready {w.ready_s * 1e3:.0f} ms after "
+        "loading."
+    )
 
 
 def _sustained(s: Sustained, what: str) -> list[str]:

@@ -83,6 +83,8 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     try:
         phase("loaded")
         taken = _measure(session, payload, progress, phase)
+        if payload.get("warm"):
+            taken["warm"] = _after_a_prompt(session, payload, progress)
         phase("finished")
         return taken | {
             "import_s": import_s,
@@ -97,6 +99,17 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
         }
     finally:
         session.close()
+
+
+def _after_a_prompt(
+    session: Session, payload: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    from edgeadapt.bench.warm import first_tokens, ready
+
+    start, seconds = ready(session, payload)
+    question = prompt_ids(session, payload["prompt_tokens"])
+    found = first_tokens(start, question, payload["repetitions"], lambda: progress(1.0))
+    return found | {"ready_s": seconds}
 
 
 def _import_engine(name: str) -> float:

@@ -22,8 +22,10 @@ from edgeadapt.prefix import runtimes_beside
 from edgeadapt.runtimes.registry import (
     get_runtime,
     installed_runtimes,
+    keeping_state,
     runtimes_for,
 )
+from edgeadapt.warm.prompt import read_warm
 from edgeadapt.worker import run_job
 
 _WARMUPS = 1
@@ -42,6 +44,7 @@ def bench_artifact(
     context: int | None = None,
     provider: str | None = None,
     adapter: Path | None = None,
+    warm: Path | None = None,
     depths: Sequence[int] = (),
     sustain_s: float | None = None,
     gpu_layers: int | None = None,
@@ -61,6 +64,8 @@ def bench_artifact(
         context: KV cache size in tokens; by default just enough, in steps of 256.
         provider: execution provider of an ONNX runtime; the CPU by default.
         adapter: one to activate; loading it counts as loading.
+        warm: a warm prompt: also take the time to the first token after it, with its state and
+            without.
         depths: also decode with so many tokens in the KV cache already.
         sustain_s: then decode for so many seconds without a rest, and watch the machine.
         gpu_layers: layers to give to a GPU, -1 for all (llama.cpp).
@@ -75,15 +80,19 @@ def bench_artifact(
         RuntimeFailure: the child died, timed out or failed; its `outcome` says how.
     """
     artifact = open_artifact(path)
-    settings = _settings(prompt_tokens, decode_tokens, repetitions, context, depths).model_copy(
+    before = len(read_warm(warm).ids) if warm is not None else 0
+    settings = _settings(
+        prompt_tokens, decode_tokens, repetitions, context, depths, before
+    ).model_copy(
         update={
             "adapter": adapter.name if adapter is not None else None,
+            "warm": warm.name if warm is not None else None,
             "sustain_s": sustain_s,
             "gpu_layers": gpu_layers,
             "memory_limit": memory_limit,
         }
     )
-    (name,) = runtimes_of(path, runtime, adapter)
+    (name,) = runtimes_of(path, runtime, adapter, keeping=warm is not None)
     check_gpu_layers(name, gpu_layers)
     facts = _facts(artifact)
     machine = this_machine(watch_s=_WATCH_S)
@@ -94,12 +103,14 @@ def bench_artifact(
         "adapter": None if adapter is None else str(adapter),
         "threads": threads,
         "provider": provider,
-        **settings.model_dump(mode="json", exclude={"adapter"}),
+        **settings.model_dump(mode="json", exclude={"adapter", "warm"}),
+        "warm": None if warm is None else str(warm),
     }
     _prepare_cache(path, cold)
     meter = Meter(find_counter())
     windows = math.ceil(sustain_s / window_s(sustain_s)) if sustain_s else 0
     parts = _WARMUPS + repetitions * (1 + len(depths)) + windows
+    parts += repetitions + 1 if warm is not None else 0
     count = _Counter(f"bench {path.name} on {name}", parts, meter, repetitions)
     with Sampler() as sampler:
         try:
@@ -157,13 +168,20 @@ def _settings(
     repetitions: int,
     context: int | None,
     depths: Sequence[int],
+    before: int,
 ) -> Settings:
+    """`before`: tokens of a warm prompt, before the prompt."""
     if min(prompt_tokens, decode_tokens, repetitions) < 1 or min(depths, default=0) < 0:
         raise InputError(
             "prompt tokens, decode tokens and repetitions must be at least 1, depths at least 0"
         )
     deepest = max(prompt_tokens, *depths) if depths else prompt_tokens
-    needed = deepest + decode_tokens
+    needed = max(deepest + decode_tokens, before + prompt_tokens + 1 if before else 0)
+    if before and context is not None and context < needed:
+        raise InputError(
+            f"{before} tokens of the warm prompt and {prompt_tokens} after it need a context of "
+            f"{needed}; --context is {context}"
+        )
     if context is not None and context < needed:
         raise InputError(
             f"{deepest} {'prompt' if deepest == prompt_tokens else 'depth'} and {decode_tokens} "
@@ -200,27 +218,32 @@ def _prepare_cache(path: Path, cold: bool) -> None:
         )
 
 
-def runtimes_of(path: Path, runtime: str | None, adapter: Path | None = None) -> tuple[str, ...]:
+def runtimes_of(
+    path: Path, runtime: str | None, adapter: Path | None = None, *, keeping: bool = False
+) -> tuple[str, ...]:
     """Runtimes to measure an artifact on.
 
     Args:
         path: the artifact.
         runtime: a name, `all` for each installed one that loads the artifact, or None.
         adapter: what runs beside it; a prefix leaves out those that cannot start from one.
+        keeping: leave out those that cannot begin from a saved state.
 
     Raises:
         InputError: the artifact cannot be opened, or does not run on that runtime.
-        UnsupportedError: the prefix does not.
+        UnsupportedError: the prefix does not, or it cannot begin from a saved state.
         MissingExtraError: none is installed.
     """
     format = open_artifact(path).format
     if runtime in (None, "all"):
         found = runtimes_beside(installed_runtimes(format), adapter)
+        found = keeping_state(found) if keeping else found
         return found if runtime else found[:1]
     if format not in get_runtime(runtime).formats:
         fitting = ", ".join(runtimes_for(format))
         raise InputError(f"{runtime} does not load {path} ({format}); choose --runtime {fitting}")
-    return runtimes_beside((runtime,), adapter)
+    found = runtimes_beside((runtime,), adapter)
+    return keeping_state(found) if keeping else found
 
 
 def check_gpu_layers(runtime: str, layers: int | None) -> None:

@@ -42,7 +42,9 @@ def bench_each(
     runs = [
         (path, name, count)
         for path in paths
-        for name in runtimes_of(path, runtime, options.get("adapter"))
+        for name in runtimes_of(
+            path, runtime, options.get("adapter"), keeping=options.get("warm") is not None
+        )
         for count in threads or (available_threads(),)
     ]
     for _, name, _ in runs:

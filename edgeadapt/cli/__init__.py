@@ -22,6 +22,7 @@ _COMMANDS = {
     "evaluate": "Measure what artifacts lost of the model they were made from, and judge it.",
     "bench": "Measure latency and memory of artifacts on their runtimes.",
     "chat": "Talk to an artifact.",
+    "warm": "Run a fixed prompt once, for an artifact to start after.",
     "plan": "What fits a device, how fast it should be, and which to take.",
     "devices": "List, show, check and detect device profiles.",
     "bundle": "Put what a run made into one folder or file for an app team.",

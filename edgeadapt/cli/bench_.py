@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     "--adapter", type=click.Path(path_type=Path),
     help="With this adapter active: a .gguf or .onnx_adapter file, or for torch a PEFT folder.",
 )  # fmt: skip
+@click.option(
+    "--warm", type=click.Path(path_type=Path), metavar="FILE",
+    help="Also the time to the first token after this .warm.json, with its state and without, by "
+    "turns; the prompt of --prompt-tokens is what follows it.",
+)  # fmt: skip
 @click.option("--cold", is_flag=True, help="Drop the artifact from the page cache before loading.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True,
@@ -84,6 +89,7 @@ def command(
       edgeadapt bench model.gguf
       edgeadapt bench model.gguf onnx-folder --runtime all --threads 4
       edgeadapt bench model.gguf --threads sweep --depths 0,1024 --sustain 10m
+      edgeadapt bench model.gguf --warm model.warm.json --prompt-tokens 16
       edgeadapt bench model.gguf --import from-the-board.json
       edgeadapt bench model.gguf --on ssh://pi@raspberrypi
       edgeadapt bench model.gguf --on adb:// --llama-bench android/bin/llama-bench

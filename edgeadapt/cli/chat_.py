@@ -30,6 +30,10 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
     help="With this adapter active: a .gguf or .onnx_adapter file, or for torch a PEFT folder.",
 )  # fmt: skip
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
+@click.option(
+    "--warm", type=click.Path(path_type=Path), metavar="FILE",
+    help="Start after this .warm.json of `export --warm-prompt` or `edgeadapt warm`.",
+)  # fmt: skip
 @click.option("--prompt", metavar="TEXT", help="Ask this, print the answer and leave.")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True,
@@ -53,6 +57,7 @@ def command(
     runtime: str | None,
     adapter: Path | None,
     system: str | None,
+    warm: Path | None,
     prompt: str | None,
     temperature: float,
     max_tokens: int,
@@ -70,11 +75,18 @@ def command(
     \b
       edgeadapt chat model.gguf
       edgeadapt chat model.gguf --prompt "What does os.walk do?"
+      edgeadapt chat model.gguf --warm model.warm.json
       echo "What does os.walk do?" | edgeadapt chat model.gguf
     """
     from edgeadapt.chat import Conversation
     from edgeadapt.jobs import open_here
+    from edgeadapt.warm.start import start_after
 
+    if warm is not None and system is not None:
+        raise InputError(
+            "--warm begins with the messages that it was made of; leave --system out, or make "
+            "another one with edgeadapt warm"
+        )
     session = open_here(
         artifact,
         adapter=adapter,
@@ -82,6 +94,7 @@ def command(
         threads=threads,
         provider=provider,
         context=context,
+        keeping=warm is not None,
     )
     try:
         if session.capacity < context:
@@ -93,6 +106,7 @@ def command(
             session,
             context=context,
             system=system,
+            warm=None if warm is None else start_after(session, warm, artifact, adapter),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,

@@ -18,6 +18,7 @@ from edgeadapt.cli.common import (
 from edgeadapt.cli.export_report import report, report_plan
 from edgeadapt.cli.gguf_options import GgufWishes, gguf_options
 from edgeadapt.cli.onnx_options import onnx_options
+from edgeadapt.cli.warm_options import WarmWish, warm_option
 from edgeadapt.console import emit
 from edgeadapt.errors import InputError
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     "--llama-bench", type=click.Path(path_type=Path), metavar="FILE",
     help="With --verify URL: measure with this llama-bench, built for the device (see bench).",
 )  # fmt: skip
+@warm_option
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
 @click.option(
@@ -88,6 +90,7 @@ def command(
     parity: bool | None,
     verify: str | None,
     llama_bench: Path | None,
+    warm_prompt: Path | None,
     dry_run: bool,
     threads: int | None,
     out: Path,
@@ -105,6 +108,8 @@ def command(
     edgeadapt export --base default --format gguf --quant Q4_K_M --out m.gguf
     edgeadapt export --base default --format gguf --max-size 80MiB \\
         --calibrate chats.jsonl --out m.gguf
+    edgeadapt export --base default --format gguf --quant Q4_K_M \\
+        --warm-prompt system.txt --out m.gguf
     """
     from edgeadapt.devices import load_profile
     from edgeadapt.export import export, plan_export
@@ -112,6 +117,11 @@ def command(
     from edgeadapt.verified import export_verified
 
     end_when_asked()
+    if warm_prompt is not None and (adapter_mode == "separate" or dry_run):
+        raise InputError(
+            "--warm-prompt runs the artifact that is made, and not with --dry-run; where an "
+            "adapter stays apart, type: edgeadapt warm ARTIFACT --adapter FILE --prompt FILE"
+        )
     if adapter_mode == "separate":
         if gguf.any or dry_run:
             raise InputError(
@@ -124,6 +134,8 @@ def command(
         )
         return
     _check_target(device, format_, quant, gguf)
+    wish = WarmWish(warm_prompt, out, threads)
+    wish.check()
     if verify is not None and (device is None or gguf.any or dry_run):
         raise InputError(
             "--verify goes with --device, whose budgets it measures, and chooses by itself: leave "
@@ -136,11 +148,16 @@ def command(
     gate = ParityGate(model.folder, quick=parity is None)
     check = None if parity is False else gate
     if verify is not None and device is not None:
-        verified = export_verified(
-            model, load_profile(device), out, host=verify, llama_bench=llama_bench,
-            quantization=quant, context=context, threads=threads, check=check, onnx=onnx,
+        with wish.after(check) as checks:
+            verified = export_verified(
+                model, load_profile(device), out, host=verify, llama_bench=llama_bench,
+                quantization=quant, context=context, threads=threads, check=checks,
+                onnx=onnx,
+            )  # fmt: skip
+        report(
+            verified.artifact, None, as_json, parity=gate.report, verified=verified,
+            warm=wish.done, foretold=wish.foretold(device, model, verified.artifact),
         )  # fmt: skip
-        report(verified.artifact, None, as_json, parity=gate.report, verified=verified)
         return
     reason = None
     if device is not None:
@@ -148,6 +165,7 @@ def command(
         quant = quant or chosen
         if format_ == "onnx":
             onnx = _for_device(onnx, device, quant)
+    wish.check_runtime(format_ or "gguf")
     allocation = None
     if gguf.max_size is not None:
         if out.exists() and not dry_run:  # better said before minutes of work
@@ -161,10 +179,15 @@ def command(
         plan = plan_export(model, format_, quant, out, threads=threads, options=options, onnx=onnx)
         report_plan(plan, out, as_json, allocation)
         return
-    artifact = export(
-        model, format_, quant, out, threads=threads, options=options, onnx=onnx, check=check
-    )
-    report(artifact, reason, as_json, allocation, gate.report)
+    with wish.after(check) as checks:
+        artifact = export(
+            model, format_, quant, out, threads=threads, options=options, onnx=onnx,
+            check=checks,
+        )  # fmt: skip
+    report(
+        artifact, reason, as_json, allocation, gate.report,
+        warm=wish.done, foretold=wish.foretold(device, model, artifact),
+    )  # fmt: skip
 
 
 def _check_target(

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from edgeadapt.artifact import Artifact
     from edgeadapt.converters.base import ExportPlan
     from edgeadapt.fidelity.parity import ParityReport
+    from edgeadapt.planner.warm import FirstToken
     from edgeadapt.verified import Verified
+    from edgeadapt.warm.make import Warmed
 
 
 def report_plan(plan: ExportPlan, out: Path, as_json: bool, allocation: Allocation | None) -> None:
@@ -54,6 +56,8 @@ def report(
     allocation: Allocation | None = None,
     parity: ParityReport | None = None,
     verified: Verified | None = None,
+    warm: Warmed | None = None,
+    foretold: FirstToken | None = None,
 ) -> None:
     """Print what was exported.
 
@@ -64,6 +68,8 @@ def report(
         allocation: the types that were chosen for a size.
         parity: what the check of its text found.
         verified: what was measured of it, and of those before it.
+        warm: the warm prompt that was written beside it.
+        foretold: what that should save on the device.
     """
     if as_json:
         emit_json(
@@ -77,6 +83,8 @@ def report(
                 "lineage": artifact.lineage,
                 "parity": parity and parity.record(),
                 "verification": verified and verified.record(),
+                "warm_prompt": warm
+                and warm.record() | {"predicted": foretold and foretold.record()},
             }
         )
         return
@@ -91,5 +99,13 @@ def report(
     if parity is not None and parity.checked:
         runtimes = ", ".join(parity.mismatches)
         emit(f"parity: {parity.cases} texts give the original's tokens on {runtimes}")
+    if warm is not None:
+        from edgeadapt.cli.warm_ import told
+
+        for line in told(warm):
+            emit(line)
+    if foretold is not None:
+        emit(str(foretold))
     if artifact.lineage.get("mode") != "separate":
-        emit(f"try it: edgeadapt chat {shlex.quote(str(artifact.path))}")
+        words = ["edgeadapt", "chat", str(artifact.path)]
+        emit(f"try it: {shlex.join(words + (['--warm', str(warm.path)] if warm else []))}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,8 +14,11 @@ from edgeadapt.cli.common import model_options, standard
 from edgeadapt.console import emit, emit_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edgeadapt.planner import Plan
     from edgeadapt.planner.candidates import Candidate
+    from edgeadapt.planner.warm import FirstToken
 
 _WIDTH = 80
 
@@ -40,6 +45,11 @@ _WIDTH = 80
     show_default=True,
     help="What decides among those that keep the budgets; profile: its own order.",
 )
+@click.option(
+    "--warm-prompt", type=click.Path(path_type=Path), metavar="FILE",
+    help="Also the time to the first token after this prompt (as of `edgeadapt warm`), with its "
+    "state and without.",
+)  # fmt: skip
 @standard
 def command(
     base: str,
@@ -52,6 +62,7 @@ def command(
     min_decode_tps: float | None,
     max_ttft: float | None,
     prefer: str,
+    warm_prompt: Path | None,
     as_json: bool,
 ) -> None:
     """Say what of a model fits a device, how fast it should be, and which to take.
@@ -64,13 +75,17 @@ def command(
     edgeadapt plan --base default --device raspberry-pi-5
     edgeadapt plan --base ./Llama-3.2-3B --adapter runs/a \\
         --device jetson-orin-nano --context 8192 --min-decode-tps 10
+    edgeadapt plan --base default --device pixel-8a --warm-prompt system.txt
     """
     from edgeadapt.converters.gguf.options import parse_size
     from edgeadapt.devices import load_profile
     from edgeadapt.export import open_model
     from edgeadapt.planner import default_budget, make_plan
     from edgeadapt.planner.sizes import facts_of
+    from edgeadapt.planner.warm import first_token
+    from edgeadapt.warm.prompt import read_messages, tokens_under
 
+    messages = None if warm_prompt is None else read_messages(warm_prompt)
     profile = load_profile(device)
     budget = default_budget(
         profile,
@@ -86,13 +101,27 @@ def command(
         budget=budget,
         prefer=prefer,  # type: ignore[arg-type]
     )
+    warm: list[FirstToken] = []
+    if messages is not None:
+        tokens = tokens_under(model.folder, messages)
+        warm = [
+            first_token(
+                profile, plan.model, found.runtime, found.quantization,
+                size_bytes=found.size_bytes, tokens=tokens,
+            )
+            for found in plan.found
+        ]  # fmt: skip
     if as_json:
-        emit_json({"base": model.name, **plan.record()})
+        more = {"warm_prompt": [found.record() for found in warm]} if warm else {}
+        emit_json({"base": model.name, **plan.record(), **more})
     else:
         emit(render(plan, model.name))
+        if warm:
+            emit(f"\n{render_warm(warm)}")
         if plan.chosen is not None:
             words = ["--base", base, *(w for a in adapter for w in ("--adapter", a))]
             words += ["--format", plan.chosen.format, "--quant", plan.chosen.quantization]
+            words += ["--warm-prompt", str(warm_prompt)] if warm_prompt else []
             emit(f"\nmake it: edgeadapt export {shlex.join(words)} --out PATH")
     if plan.chosen is None:
         raise click.exceptions.Exit(1)
@@ -126,8 +155,35 @@ def render(plan: Plan, name: str) -> str:
     return f"{text}\n\n{_table(plan)}\n{wrapped}\n\n{chosen}"
 
 
+def render_warm(found: Sequence[FirstToken]) -> str:
+    """What a warm prompt saves, as text of at most 80 columns."""
+    import textwrap
+
+    from rich.table import Table
+
+    from edgeadapt.planner.warm import QUESTION_TOKENS
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for title in ("", "quantization", "runtime"):
+        table.add_column(title, no_wrap=True)
+    for title in ("without it\ns", "warm\ns", "state\nMiB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in found:
+        can = one.warm is not None
+        table.add_row(
+            "", one.quantization, f"{one.runtime.name} {one.runtime.backend}", str(one.without),
+            str(one.warm) if can else "-", f"~{one.state_bytes / 2**20:.1f}" if can else "-",
+        )  # fmt: skip
+    title = textwrap.fill(
+        f"First token of a conversation that begins with this prompt of {found[0].tokens} tokens "
+        f"and goes on with {QUESTION_TOKENS} (80% intervals; -: this runtime cannot start from a "
+        "state):",
+        _WIDTH,
+    )
+    return f"{title}\n{_as_text(table)}"
+
+
 def _table(plan: Plan) -> str:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1))
@@ -137,6 +193,12 @@ def _table(plan: Plan) -> str:
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for candidate in plan.found:
         table.add_row(*_row(candidate, taken=candidate is plan.chosen))
+    return _as_text(table)
+
+
+def _as_text(table: Table) -> str:
+    from rich.console import Console
+
     buffer = io.StringIO()
     Console(file=buffer, width=_WIDTH, color_system=None, highlight=False, markup=False).print(
         table

@@ -187,14 +187,26 @@ def _choices(record: Mapping[str, object], where: str) -> Example:
     return Example(prompt=prompt, completion=right, choices=choices)
 
 
+def parse_messages(value: object, field: str, where: str) -> tuple[Message, ...]:
+    """Check a list of chat messages, each with a role and a text as content.
+
+    Args:
+        value: the list.
+        field: what it is called, for messages.
+        where: file and line, for messages.
+
+    Raises:
+        InputError: it is no such list; names `where` and the field.
+    """
+    if not isinstance(value, (list, tuple)) or not value:
+        raise InputError(f"{where}: field {field!r} is {_kind(value)}, expected a list of messages")
+    return tuple(_message(entry, f"{field}[{index}]", where) for index, entry in enumerate(value))
+
+
 def _messages(value: object, field: str, where: str) -> tuple[Message, ...]:
     if isinstance(value, str):  # CSV has no lists: JSON in the cell
         value = _json(value, field, where)
-    if not isinstance(value, (list, tuple)) or not value:
-        raise InputError(f"{where}: field {field!r} is {_kind(value)}, expected a list of messages")
-    messages = tuple(
-        _message(entry, f"{field}[{index}]", where) for index, entry in enumerate(value)
-    )
+    messages = parse_messages(value, field, where)
     if all(message["role"] != "assistant" for message in messages[1:]):
         raise InputError(
             f"{where}: field {field!r} has no assistant message after the first, "

@@ -25,6 +25,7 @@ class LlamaCppRuntime(Runtime):
     name: ClassVar[str] = "llama-cpp"
     formats: ClassVar[frozenset[str]] = frozenset({"gguf"})
     modules: ClassVar[tuple[str, ...]] = ("llama_cpp",)
+    keeps_state = True
 
     def load(self, artifact: Artifact, settings: SessionSettings) -> LlamaCppSession:
         """Load a GGUF file.
@@ -44,7 +45,10 @@ class LlamaCppRuntime(Runtime):
                 f"llama.cpp cannot make a context of {settings.context} tokens for "
                 f"{artifact.path}: {library.complaint()}; try a smaller --context"
             )
-        return LlamaCppSession(lib, model, context, capacity=settings.context, gpu_layers=offloaded)
+        return LlamaCppSession(
+            lib, model, context,
+            capacity=settings.context, gpu_layers=offloaded, exact=settings.exact,
+        )  # fmt: skip
 
     def open_text(self, artifact: Artifact) -> LlamaCppText:
         """llama.cpp's tokenizer; the weights stay unread."""

@@ -25,10 +25,17 @@ class LlamaCppSession(Session):
     """See `Session`. Owns the C model and context it is given; `close` frees them."""
 
     def __init__(
-        self, lib: Any, model: Any, context: Any, *, capacity: int, gpu_layers: int | None = None
+        self,
+        lib: Any,
+        model: Any,
+        context: Any,
+        *,
+        capacity: int,
+        gpu_layers: int | None = None,
+        exact: bool = False,
     ) -> None:
         self._lib = lib
-        self._gpu_layers = gpu_layers
+        self._gpu_layers, self._exact = gpu_layers, exact
         self._model = model
         self._context = context
         self.capacity = capacity
@@ -234,6 +241,28 @@ class LlamaCppSession(Session):
         self.forward([0] * prefix.tokens)
         like = state.sequence_state(lib, self._context, _SEQUENCE)
         return state.with_prefix(lib, model, like, prefix)
+
+    def save_state(self) -> bytes:
+        """The sequence's state as llama.cpp writes it; see `Session.save_state`."""
+        return state.sequence_state(self._lib, self._context, _SEQUENCE)
+
+    def restore_state(self, saved: bytes) -> None:
+        """See `Session.restore_state`."""
+        self._lib.llama_memory_clear(self._memory, False)
+        self.position = 0
+        state.restore(self._lib, self._context, _SEQUENCE, saved)
+        self.position = int(self._lib.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
+
+    def state_settings(self) -> dict[str, str]:
+        """Library, cache type, flash attention, and which rope factors a long context takes."""
+        build = self.build_info()
+        return {
+            "llama.cpp": build["llama.cpp"],
+            "llama-cpp-python": build["llama-cpp-python"],
+            "kv_cache": "f32" if self._exact else "f16",
+            "flash_attention": "off" if self._exact else "auto",
+            "rope": state.rope_range(self._lib, self._model, self.capacity),
+        }
 
     def build_info(self) -> dict[str, str]:
         """Versions of the package and the library, and the features it was compiled with."""

@@ -1,4 +1,4 @@
-"""A prefix as the state of a llama.cpp sequence.
+"""The state of a llama.cpp sequence, and a prefix as one.
 
 What the state of n tokens looks like is asked of the library: n tokens are run, and what
 `llama_state_seq_get_data` gives is taken apart, checked to the last byte and given back with other
@@ -55,6 +55,17 @@ def cache_shape(lib: Any, model: Any) -> tuple[int, int, int]:
     )
 
 
+def rope_range(lib: Any, model: Any, context: int) -> str:
+    """Which of two sets of rope factors a context takes, where a model has two.
+
+    llama.cpp chooses them by the size of the context, not by the tokens in it (src/llama-model.cpp,
+    get_rope_factors), so that keys of one do not go with queries of the other.
+    """
+    key = f"{_architecture(lib, model)}.rope.scaling.original_context_length"
+    original = _metadata(lib, model, key)
+    return "long" if original and context > int(original) else "usual"
+
+
 def is_reordered(rope_type: int, architecture: str) -> bool:
     """Whether a GGUF file holds the dimensions of K in another order than transformers.
 
@@ -102,7 +113,7 @@ def restore(lib: Any, context: Any, sequence: int, state: bytes) -> None:
     buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
     taken = int(lib.llama_state_seq_set_data(context, buffer, len(state), sequence))
     if taken != len(state):
-        raise RuntimeFailure(f"llama.cpp took {taken} of the {len(state)} bytes of a prefix")
+        raise RuntimeFailure(f"llama.cpp took {taken} of the {len(state)} bytes of a state")
 
 
 def with_prefix(lib: Any, model: Any, state: bytes, prefix: Prefix) -> bytes:
