@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from edgeadapt.cli import cli
 from edgeadapt.errors import InputError
 from edgeadapt.jobs import open_here
 from edgeadapt.runtimes.base import Float32Array, Session
+from edgeadapt.warm.make import make_warm
+from edgeadapt.warm.start import start_after
 from tests.onnx_folders import exported
 
 pytest.importorskip("llama_cpp")
@@ -57,6 +60,16 @@ class Watched(Session):
         self._session.reset()
         self.ran = []
         self.resets += 1
+
+    def save_state(self) -> bytes:
+        return self._session.save_state()
+
+    def restore_state(self, saved: bytes) -> None:
+        self._session.restore_state(saved)
+        self.ran = [-1] * self.position
+
+    def state_settings(self) -> dict[str, str]:
+        return self._session.state_settings()
 
     def encode(self, text: str) -> list[int]:
         return self._session.encode(text)
@@ -189,6 +202,90 @@ def test_a_question_larger_than_the_context_is_refused_and_forgotten(session: Wa
         "".join(conversation.say("word " * 1000))
     assert [m["content"] for m in conversation.messages] in ([QUESTIONS[0], before], [])
     assert isinstance("".join(conversation.say(QUESTIONS[1])), str)
+
+
+@pytest.fixture(scope="module")
+def warm_file(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prompt = tmp_path_factory.mktemp("warm") / "shots.json"
+    prompt.write_text(json.dumps(SHOTS))
+    return make_warm(tiny_gguf, prompt, prompt.with_name("t.warm.json"), threads=1).path
+
+
+SHOTS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "The lazy dog?"},
+    {"role": "assistant", "content": "jumps"},
+]
+
+
+def test_it_starts_after_a_warm_prompt_and_goes_back_to_it(
+    session: Watched, warm_file: Path, tiny_gguf: Path
+) -> None:
+    start = start_after(session, warm_file, tiny_gguf)
+    known = len(start.prompt.ids)
+    conversation = talk(session, warm=start)
+    assert conversation.messages == SHOTS and session.position == known
+    first = "".join(conversation.say(QUESTIONS[0]))
+    assert conversation.reused_tokens == known
+    held, resets = session.position, session.resets
+    "".join(conversation.say(QUESTIONS[1]))
+    assert conversation.reused_tokens == held
+    conversation.reset()
+    assert conversation.messages == SHOTS and session.position == known
+    assert "".join(conversation.say(QUESTIONS[0])) == first
+    assert conversation.reused_tokens == known
+    assert session.resets == resets  # never emptied: its tokens were not run again
+    # and it is what the same conversation says that runs all of it, in the same two batches
+    ids = session.encode(session.render([*SHOTS, {"role": "user", "content": QUESTIONS[0]}]))
+    session.reset()
+    session.forward(ids[:known])
+    session.forward(ids[known:-1])
+    tokens = list(session.generate(ids[-1:], max_tokens=20))
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    assert decoder.decode(b"".join(map(session.token_bytes, tokens))) == first
+
+
+def test_warm_messages_stay_when_the_oldest_turns_go(
+    session: Watched, warm_file: Path, tiny_gguf: Path
+) -> None:
+    start = start_after(session, warm_file, tiny_gguf)
+    conversation = talk(session, warm=start)
+    resets = session.resets
+    for number in range(20):
+        before = conversation.dropped_turns
+        "".join(conversation.say(f"{number} {QUESTIONS[number % 3]}"))
+        assert session.position <= CONTEXT
+        if conversation.dropped_turns > before:
+            assert conversation.reused_tokens == len(start.prompt.ids)
+    assert conversation.dropped_turns > 0
+    assert conversation.messages[:3] == SHOTS
+    assert session.resets == resets
+
+
+def test_an_interrupted_question_leaves_the_warm_prompt(
+    session: Watched, warm_file: Path, tiny_gguf: Path
+) -> None:
+    start = start_after(session, warm_file, tiny_gguf)
+    conversation = talk(session, warm=start)
+    assert "".join(conversation.say(QUESTIONS[0], stop=lambda: True)) == ""
+    assert conversation.messages == SHOTS
+    assert session.position == len(start.prompt.ids)
+    "".join(conversation.say(QUESTIONS[1]))
+    assert conversation.reused_tokens == len(start.prompt.ids)
+
+
+def test_a_conversation_that_does_not_begin_with_it_runs_everything(
+    session: Watched, warm_file: Path, tiny_gguf: Path
+) -> None:
+    """As it would be if the template wrote these messages otherwise after all."""
+    start = start_after(session, warm_file, tiny_gguf)
+    other = start.prompt.model_copy(update={"messages": tuple(SHOTS[1:])})
+    conversation = talk(session, warm=replace(start, prompt=other))
+    answer = "".join(conversation.say(QUESTIONS[0]))
+    assert conversation.reused_tokens == 0
+    plain = talk(session)
+    plain.messages = SHOTS[1:]
+    assert "".join(plain.say(QUESTIONS[0])) == answer
 
 
 class Scripted(Watched):

@@ -27,7 +27,7 @@ class Seconds:
 
     def record(self) -> dict[str, float]:
         """As JSON."""
-        return {"low": round(self.low, 3), "high": round(self.high, 3)}
+        return {"low": round(self.low, 6), "high": round(self.high, 6)}
 
 
 def _short(seconds: float) -> str:

@@ -50,6 +50,8 @@ from edgeadapt.prompting.few_shot import FewShot, few_shot_of, read_few_shot
 from edgeadapt.recipe import load_recipe
 from edgeadapt.registry.artifact import Layer, artifact_bytes, parse_artifact
 from edgeadapt.safetensors_io import SafetensorsFile
+from edgeadapt.warm.prompt import Beside, MadeFor, WarmPrompt, read_warm, warm_text
+from edgeadapt.warm.state import Key, read_state, write_state
 
 SEEDS = Path(__file__).with_name("seeds")
 """Kept files, a folder for each target: those that once did harm."""
@@ -195,6 +197,30 @@ def _prefix_seeds(folder: Path) -> list[bytes]:
     return found
 
 
+_WARM_KEY = Key(artifact="a" * 64, adapter="b" * 64, ids="c" * 64, settings={"lib": "1"})
+
+
+def _warm_seeds(folder: Path) -> list[bytes]:
+    made = MadeFor(
+        name="m.gguf", format="gguf", quantization="Q4_0", sha256="a" * 64, base=None, adapters=()
+    )
+    messages = ({"role": "system", "content": "Be brief."},)
+    prompt = WarmPrompt(
+        edgeadapt="0.1.0", artifact=made, adapter=Beside(name="a.gguf", sha256="b" * 64),
+        messages=messages, text="<s>Be brief.", ids=(1, 2, 3),
+    )  # fmt: skip
+    return [warm_text(prompt).encode()]
+
+
+def _warm_state_seeds(folder: Path) -> list[bytes]:
+    write_state(folder / "seed", _WARM_KEY, b"state" * 20)
+    return [(folder / "seed").read_bytes()]
+
+
+def _read_warm_state(folder: Path) -> None:
+    read_state(folder / "x.warm.state", _WARM_KEY)
+
+
 def _read_adapter(folder: Path) -> None:
     weights = folder / "adapter_model.safetensors"
     if not weights.exists():
@@ -305,6 +331,10 @@ TARGETS = {
         Target("gguf", _read_gguf, "x.gguf", _gguf_seeds),
         Target("safetensors", _read_safetensors, "x.safetensors", _safetensors_seeds),
         Target("prefix", _read_prefix, "x.safetensors", _prefix_seeds),
+        Target(
+            "warm", lambda f: read_warm(f / "x.warm.json"), "x.warm.json", _warm_seeds,
+        ),
+        Target("warm-state", _read_warm_state, "x.warm.state", _warm_state_seeds),
         Target("adapter", _read_adapter, "adapter_config.json", _adapter_seeds),
         Target("recipe", lambda f: load_recipe(str(f / "r.yaml")), "r.yaml", lambda _: [_RECIPE]),
         Target("profile", lambda f: read_entry(f / "p.yaml"), "p.yaml", _profile_seeds),

@@ -23,7 +23,8 @@ SHOTS: list[Message] = [
     {"role": "assistant", "content": "jumps over the lazy dog."},
 ]
 MISTRAL = (  # as its first templates: the system message goes to the last question
-    "{% set system = '' %}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}"
+    "{% set system = '' %}{% if messages[0].role == 'system' %}"
+    "{% set system = messages[0].content + '\n\n' %}"
     "{% set messages = messages[1:] %}{% endif %}"
     "{% for m in messages %}{% if m.role == 'user' %}[INST] "
     "{{ (system if loop.last else '') + m.content }} [/INST]"
