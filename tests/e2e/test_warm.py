@@ -87,18 +87,10 @@ def test_what_it_says_is_what_it_says_without(model: Path) -> None:
 
 
 def test_bench_tells_both_times(model: Path) -> None:
-    short = [
-        "--prompt-tokens",
-        "16",
-        "--decode-tokens",
-        "4",
-        "--repetitions",
-        "2",
-        "--threads",
-        "2",
-        "--json",
-    ]
-    done = edgeadapt("bench", model, "--warm", model.with_name("m.warm.json"), *short)
+    done = edgeadapt(
+        "bench", model, "--warm", model.with_name("m.warm.json"), "--json", "--threads", 2,
+        "--prompt-tokens", 16, "--decode-tokens", 4, "--repetitions", 2,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)[0]["warm"]
     assert found["state"] == "shipped"

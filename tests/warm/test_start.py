@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from edgeadapt.console import log
 from edgeadapt.errors import CorruptFileError, InputError, UnsupportedError
 from edgeadapt.export import export, export_adapter, export_prefix, open_model
 from edgeadapt.jobs import artifact_payload, open_here, open_session
@@ -345,6 +346,7 @@ def test_a_state_of_another_setting_is_computed_anew(
     made: dict[str, Any], setting: str, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(log, "propagate", True)
     caplog.set_level("INFO", logger="edgeadapt")
     with opened(made["gguf"]) as session:
         here = session.state_settings()
@@ -381,8 +383,10 @@ def test_a_state_that_the_engine_refuses_is_computed_anew(
 
 
 def test_a_damaged_state_is_computed_anew(
-    made: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(log, "propagate", True)
     caplog.set_level("INFO", logger="edgeadapt")
     warmed: Warmed = made["warm-gguf"]
     path = without_state(warmed, tmp_path)
