@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from edgeadapt.bench.measurement import Measurement
 from edgeadapt.cli import cli
+from edgeadapt.files import sha256_file
 from tests.tiny import CHAT_TEMPLATE, save_llama
 
 pytest.importorskip("llama_cpp")
@@ -55,12 +56,18 @@ def test_export_tells_of_it(made: dict[str, Any]) -> None:
     assert record["artifact"]["base"] == made["printed"]["lineage"]["base"]["sha256"]
 
 
-def test_for_a_device_it_says_what_it_should_save(made: dict[str, Any]) -> None:
-    out = made["folder"] / "pi.gguf"
-    done = run(*made["common"], "--device", "raspberry-pi-5", "--context", "200", "--out", out)
+@pytest.mark.parametrize("verify", [(), ("--verify", "here")])
+def test_for_a_device_it_says_what_it_should_save(
+    made: dict[str, Any], verify: tuple[str, ...], tmp_path: Path
+) -> None:
+    out, warm = tmp_path / "pi.gguf", tmp_path / "pi.warm.json"
+    device = ("--device", "raspberry-pi-5", "--context", "200", *verify)
+    done = run(*made["common"], *device, "--out", out)
     assert done.exit_code == 0, done.stderr
     assert "with its state (80% intervals)" in done.stdout
-    assert done.stdout.splitlines()[-1].endswith("--warm " + str(made["folder"] / "pi.warm.json"))
+    assert done.stdout.splitlines()[-1].endswith(f"--warm {warm}")
+    assert json.loads(warm.read_text())["artifact"]["sha256"] == sha256_file(out)
+    assert (tmp_path / "pi.warm.state").is_file()
 
 
 def test_an_onnx_folder_gets_its_own(made: dict[str, Any]) -> None:
