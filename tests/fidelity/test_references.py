@@ -78,6 +78,27 @@ def test_batches_side_by_side_do_not_mix(world: World, tmp_path: Path) -> None:
     np.testing.assert_allclose(four.log_probs, one.log_probs, atol=0.01)
 
 
+def test_layers_that_rearrange_their_weights_when_they_first_run_do_it_once(
+    world: World, tmp_path: Path
+) -> None:
+    """As bitsandbytes' do on CPUs with AVX512-BF16: twice, the weights are others."""
+    import torch
+
+    def rearrange(layer: Any, _inputs: Any) -> None:
+        if not layer.rearranged:
+            time.sleep(0.2)  # so that two threads would both be here
+            layer.weight.data = layer.weight.data * 2
+            layer.rearranged = True
+
+    model = load(ReferenceModel("base", world.base))
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    once = layer.weight.data * 2
+    layer.rearranged = False
+    layer.register_forward_pre_hook(rearrange)
+    write_reference(model, world.encoded * 8, tmp_path, lambda _: None, threads=2)
+    assert layer.rearranged and torch.equal(layer.weight.data, once)
+
+
 def test_the_live_model_of_a_float_base_equals_the_merged_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
