@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from edgeadapt.export import export, open_model
 from edgeadapt.extras import _EXTRA_OF
 from edgeadapt.files import cache_dir
 from tests.bundle.conftest import made, run_base, run_folder
@@ -121,7 +122,8 @@ def test_every_module_imports_or_names_a_library_of_an_extra(python: Path) -> No
 
 
 Check = Callable[[Callable[..., str], Path], None]
-"""Gets what runs `edgeadapt`, and a folder with `tiny`, a model, and `made`, a bundle."""
+"""Gets what runs `edgeadapt`, and a folder with `tiny`, a model, `onnx`, made of it, and `made`, a
+bundle."""
 
 MODEL = ("--base", "tiny", "--format")
 
@@ -160,7 +162,6 @@ def _registry(edgeadapt: Callable[..., str], folder: Path) -> None:
 
 
 def _onnx(edgeadapt: Callable[..., str], folder: Path) -> None:
-    edgeadapt("export", *MODEL, "onnx", "--quant", "int4", "--out", "onnx")
     edgeadapt("chat", "onnx", "--prompt", "Hello", "--max-tokens", "4")
 
 
@@ -221,10 +222,11 @@ def test_every_extra_is_tried() -> None:
 
 @pytest.fixture(scope="module")
 def reader(tiny_model: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and a bundle."""
+    """A folder with a model, its ONNX artifact and a bundle."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(tiny_model, folder / "tiny")
     shutil.copytree(made, folder / "made")
+    export(open_model(str(tiny_model)), "onnx", "int4", folder / "onnx")
     return folder
 
 
