@@ -152,6 +152,7 @@ def _load_live(model: ReferenceModel) -> Any:
         Nf4Settings,
         bitsandbytes_config,
         detect_nf4_settings,
+        guard_linear4bit,
     )
 
     torch = need("torch", "running an adapter unmerged")
@@ -171,6 +172,8 @@ def _load_live(model: ReferenceModel) -> Any:
             f"knows {', '.join(HELD_AS)}, bfloat16, float16 and float32"
         )
     base = transformers.AutoModelForCausalLM.from_pretrained(model.base, **options)
+    if "quantization_config" in options:
+        guard_linear4bit(base)  # its kernel for inference rounds otherwise than training did
     adapter = model.adapters[0].path
     if read_spec(adapter).peft_type == BOTTLENECK:
         from edgeadapt.training import bottleneck

@@ -219,7 +219,6 @@ def write_reference(
     nll, top = np.empty(starts[-1]), np.empty(starts[-1], np.int64)
     stored: Any = None
     with only_predicting(model):
-        _settle(model)
         for count, log_probs, scores in _side_by_side(
             functools.partial(_run_batch, model), batches(encoded), threads
         ):
@@ -234,19 +233,6 @@ def write_reference(
             advance(count)
     stored.flush()
     np.savez(folder / _SCORES, nll=nll, top=top)
-
-
-def _settle(model: Any) -> None:
-    """Run two tokens, alone.
-
-    What a layer does to itself when it first runs must not be done by two threads at once:
-    bitsandbytes rearranges 4-bit weights then, on CPUs with AVX512-BF16.
-    """
-    import torch
-
-    ids = torch.zeros((1, 2), dtype=torch.long, device=next(model.parameters()).device)
-    with torch.no_grad():
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
 def _run_batch(model: Any, batch: Sequence[Encoded]) -> tuple[int, Float16Array, TokenScores]:

@@ -83,12 +83,13 @@ def _not_about_kernels(record: logging.LogRecord) -> bool:
 
 
 def guard_linear4bit(model: Any) -> list[str]:
-    """Keep bitsandbytes from repacking NF4 weights in a model that will be trained.
+    """Keep bitsandbytes from repacking NF4 weights in a model that is, or was, trained with them.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 answers one forward in eval mode by repacking
     every `Linear4bit` for an inference kernel, in place; the backward pass of later training
     steps still reads the weights as if in the old order, and gradients are wrong without a word.
-    Call this before the model's first forward.
+    It packs without a lock, so that two threads spoil the weights, and fails where a row's length
+    is no multiple of 64. Call this before the model's first forward.
 
     Returns:
         The names of the layers.

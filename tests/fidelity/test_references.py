@@ -27,6 +27,7 @@ from edgeadapt.fidelity.references import (
 )
 from edgeadapt.worker import run_job
 from tests.fidelity.conftest import World
+from tests.tiny import save_llama
 
 
 def torch_log_probs(world: World, *, adapted: bool) -> np.ndarray:
@@ -78,25 +79,30 @@ def test_batches_side_by_side_do_not_mix(world: World, tmp_path: Path) -> None:
     np.testing.assert_allclose(four.log_probs, one.log_probs, atol=0.01)
 
 
-def test_layers_that_rearrange_their_weights_when_they_first_run_do_it_once(
-    world: World, tmp_path: Path
-) -> None:
-    """As bitsandbytes' do on CPUs with AVX512-BF16: twice, the weights are others."""
-    import torch
+def test_a_live_model_in_nf4_keeps_its_weights_as_training_had_them(tmp_path: Path) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes packs them anew in the first forward: in two threads
+    twice, and not at all where rows are no multiple of 64."""
+    import bitsandbytes
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
 
-    def rearrange(layer: Any, _inputs: Any) -> None:
-        if not layer.rearranged:
-            time.sleep(0.2)  # so that two threads would both be here
-            layer.weight.data = layer.weight.data * 2
-            layer.rearranged = True
-
-    model = load(ReferenceModel("base", world.base))
-    layer = next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
-    once = layer.weight.data * 2
-    layer.rearranged = False
-    layer.register_forward_pre_hook(rearrange)
-    write_reference(model, world.encoded * 8, tmp_path, lambda _: None, threads=2)
-    assert layer.rearranged and torch.equal(layer.weight.data, once)
+    base = save_llama(tmp_path / "base", hidden=64, intermediate=96)
+    peft_model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear")
+    )
+    peft_model.save_pretrained(tmp_path / "adapter")
+    live = reference_models(base, [tmp_path / "adapter"], trained_on="nf4")["live"]
+    assert live.held_as == "nf4"
+    model = load(live)
+    random = np.random.default_rng(0)
+    encoded = [
+        Encoded(random.integers(1, 300, 40).tolist(), [False, *[True] * 39]) for _ in range(16)
+    ]
+    write_reference(model, encoded, tmp_path, lambda _: None, threads=2)
+    layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert layers
+    for layer in layers:
+        assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
 
 
 def test_the_live_model_of_a_float_base_equals_the_merged_one(
