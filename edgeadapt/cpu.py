@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
+"""Of the auxiliary vector, include/uapi/linux/auxvec.h in Linux."""
+_ARM_BITS = (
+    {0: "fp", 1: "asimd", 9: "fphp", 10: "asimdhp", 20: "asimddp", 22: "sve"},
+    {1: "sve2", 13: "i8mm", 14: "bf16", 23: "sme"},
+)
+"""Bits of HWCAP and HWCAP2 -> names in /proc/cpuinfo; arch/arm64/include/uapi/asm/hwcap.h."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class Cpu:
     name: str
     """Empty where the text does not say."""
     features: frozenset[str]
-    """Names that every core lists in /proc/cpuinfo; empty where there is no such file."""
+    """Names as in /proc/cpuinfo, of what every core has; empty where the system does not tell."""
 
 
 def usable_cpus() -> int:
@@ -30,7 +39,32 @@ def usable_cpus() -> int:
 def this_cpu() -> Cpu:
     """The CPU that runs this."""
     cpu = parse_cpuinfo(read_text("/proc/cpuinfo"), platform.machine())
+    if cpu.machine == "aarch64" and (features := arm_features(*_hardware_capabilities())):
+        cpu = replace(cpu, features=features)
     return cpu if cpu.name else replace(cpu, name=_board() or platform.processor() or cpu.machine)
+
+
+def arm_features(hwcap: int, hwcap2: int) -> frozenset[str]:
+    """Names of what the kernel, or an emulator, tells each 64-bit Arm program that it may use.
+
+    /proc/cpuinfo lists the same on a board; below an emulator it is the emulating machine's.
+    """
+    found = (
+        name
+        for bits, names in zip((hwcap, hwcap2), _ARM_BITS, strict=True)
+        for bit, name in names.items()
+        if bits >> bit & 1
+    )
+    return frozenset(found)
+
+
+def _hardware_capabilities() -> tuple[int, int]:
+    try:
+        getauxval = ctypes.CDLL(None).getauxval
+    except (AttributeError, OSError, TypeError):  # not Linux's C library
+        return 0, 0
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return getauxval(_AT_HWCAP), getauxval(_AT_HWCAP2)
 
 
 def _board() -> str:

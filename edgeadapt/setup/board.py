@@ -25,7 +25,8 @@ from edgeadapt.cpu import Cpu
 from edgeadapt.devices import DeviceProfile, load_profile
 from edgeadapt.errors import InputError, MissingSetupError, RuntimeFailure, UnsupportedError
 from edgeadapt.files import atomic_folder, cache_dir, sha256_json, write_json
-from edgeadapt.setup import build
+from edgeadapt.setup import RECORD, build
+from edgeadapt.setup.board_check import glibc_needed
 from edgeadapt.setup.cpu import choose_options, cpuinfo_names, enabled
 from edgeadapt.setup.llama_cpp import FIXED_OPTIONS, VERSION
 
@@ -92,7 +93,7 @@ def setup_board(device: str, out: Path, *, python: str = PYTHONS[0]) -> BoardSet
         found = sorted(wheels.iterdir())
         size = sum(path.stat().st_size for path in found)
     names = tuple(path.name for path in found)
-    glibc = f"2.{_glibc_of(llama)}"
+    glibc = f"2.{glibc_needed(names)}"
     return BoardSetup(
         str(out), profile.name, enabled(choose_options(cpu)), python, glibc, names, size
     )
@@ -130,7 +131,7 @@ def _llama_cpp(cpu: Cpu) -> Path:
             build.wheel(VERSION, given, record, scratch, made)
             retag(next(made.glob("*.whl")), partial)
             shutil.rmtree(made)
-            write_json(partial / build.RECORD, record)
+            write_json(partial / RECORD, record)
     return next(folder.glob("*.whl"))
 
 
@@ -174,11 +175,6 @@ def glibc_minor(libraries: Iterable[Path]) -> int:
     return newest
 
 
-def _glibc_of(wheel: Path) -> int:
-    match = re.search(r"manylinux_2_(\d+)_aarch64", wheel.name)
-    return int(match[1]) if match else 17
-
-
 def _own_wheel(out: Path) -> None:
     """edgeadapt's wheel: built from a copy of the clone this runs from, else downloaded."""
     root = Path(edgeadapt.__file__).parents[1]
@@ -201,14 +197,14 @@ def _own_wheel(out: Path) -> None:
 def _download(wheels: Path, python: str, llama: Path) -> None:
     (own,) = wheels.glob("edgeadapt-*.whl")
     constraints = Path(edgeadapt.__file__).parents[1] / "constraints.txt"
-    platforms = (*_OLD_GLIBC, f"manylinux_2_{_glibc_of(llama)}_aarch64")
+    platforms = (*_OLD_GLIBC, f"manylinux_2_{glibc_needed([llama.name])}_aarch64")
     log.info("downloading wheels for Python %s on aarch64", python)
     build.pip(
         "download", "--dest", str(wheels), "--find-links", str(wheels), "--only-binary", ":all:",
         "--implementation", "cp", "--python-version", python,
         *(word for name in dict.fromkeys(platforms) for word in ("--platform", name)),
         *(("--constraint", str(constraints)) if constraints.is_file() else ()),
-        f"{own}[llama-cpp]", f"llama-cpp-python=={VERSION}",
+        f"{own}[llama-cpp]", f"llama-cpp-python=={VERSION}", "pip",
     )  # fmt: skip
 
 

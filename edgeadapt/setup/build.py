@@ -21,8 +21,7 @@ from edgeadapt.console import Advance, log, progress
 from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import write_json
-
-RECORD = "edgeadapt-build.json"
+from edgeadapt.setup import RECORD
 
 _PACKAGE = "llama-cpp-python"
 _COMPILER_BYTES = 1 << 30

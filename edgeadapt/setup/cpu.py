@@ -7,7 +7,7 @@ what the operating system lists, and AMX, which is named on machines where it fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgeadapt.cpu import Cpu
 
@@ -86,6 +86,33 @@ def _arm_arch(features: frozenset[str], safe: bool) -> str:
         f"+{name}" for name, needed in _ARM_EXTENSIONS if features.issuperset(needed) and not safe
     ]
     return "armv8.2-a" + "".join(extensions) if extensions else "armv8-a"
+
+
+def lacking(options: Mapping[str, str], cpu: Cpu) -> tuple[str, ...]:
+    """Instruction sets that a build with these options uses and a CPU does not have.
+
+    Args:
+        options: of `choose_options`, perhaps for another CPU.
+        cpu: where it is to run; one that tells no features lacks nothing.
+    """
+    if not cpu.features:
+        return ()
+    arm = options.get("GGML_CPU_ARM_ARCH", "").split("+")[1:]
+    needed = {name: names for name, names in _ARM_EXTENSIONS if name in arm}
+    needed |= {
+        option.removeprefix("GGML_"): names
+        for option, names in X86_OPTIONS.items()
+        if options.get(option) == "ON"
+    }
+    return tuple(name for name, names in needed.items() if not cpu.features.issuperset(names))
+
+
+def foreign_build(lacks: Sequence[str], cpu: str) -> str:
+    """Why a build does not run on a CPU, in words; `lacks` as `lacking` says, not empty."""
+    none = {1: "lacks it", 2: "has neither"}.get(len(lacks), "has none of them")
+    *others, last = lacks
+    names = f"{', '.join(others)} and {last}" if others else last
+    return f"this build needs {names}, {cpu} {none}"
 
 
 def enabled(options: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ from edgeadapt.console import log
 from edgeadapt.cpu import Cpu, this_cpu
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import atomic_folder, cache_dir, read_json, sha256_json, write_json
-from edgeadapt.setup import build
+from edgeadapt.setup import RECORD, build
 from edgeadapt.setup.cpu import choose_options, enabled
 
 VERSION = "0.3.36"
@@ -76,7 +76,7 @@ def build_record() -> dict[str, Any] | None:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).parent / build.RECORD
+    path = Path(spec.origin).parent / RECORD
     return read_json(path) if path.is_file() else None
 
 
@@ -206,7 +206,7 @@ class _Plan:
         scratch = cache_dir() / "build" / self.folder.name
         with atomic_folder(self.folder, overwrite=True) as partial:
             build.wheel(self.version, self.options | FIXED_OPTIONS, record, scratch, partial)
-            write_json(partial / build.RECORD, record)
+            write_json(partial / RECORD, record)
 
     def known_failure(self) -> str | None:
         """Why this very build failed before on a CPU of this name, if it did."""

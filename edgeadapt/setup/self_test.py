@@ -7,8 +7,9 @@ first wrong instruction; kernels that compute nonsense are caught by the compari
 multiples of 8, so llama.cpp rearranges ("repacks") the quantized weights where it has kernels for
 that, and a prompt and single tokens go through its matrix and its vector kernels.
 
-Exit codes: 0 it works, 3 it computes wrongly, 4 it is not installed or does not load; killed by a
-signal otherwise. The last line of output says it in words.
+Exit codes: 0 it works, 3 it computes wrongly, 4 it is not installed or does not load, 5 it was
+built for instructions that this CPU lacks; killed by a signal otherwise. The last line of output
+says it in words.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as _Type
 
+from edgeadapt.cpu import this_cpu
+from edgeadapt.setup.cpu import foreign_build, lacking
+from edgeadapt.setup.llama_cpp import build_record
+
 _HIDDEN, _HEADS, _FEED_FORWARD, _LAYERS, _VOCAB = 256, 4, 512, 2, 512
 _PROMPT, _SINGLES, _THREADS = 32, 4, 2
 _TOLERANCE = 0.1
 """Of the logits' root mean square. Rounding activations to 8 bits gives about 0.03."""
 
-WRONG, NOT_LOADED = 3, 4
+WRONG, NOT_LOADED, FOREIGN = 3, 4, 5
 
 _Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
@@ -38,6 +43,10 @@ _Bytes = npt.NDArray[np.uint8]
 
 def main() -> int:
     """Run the test; returns the exit code."""
+    built, cpu = build_record(), this_cpu()
+    if built and (lacks := lacking(built["options"], cpu)):
+        print(foreign_build(lacks, cpu.name))  # noqa: T201
+        return FOREIGN
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:

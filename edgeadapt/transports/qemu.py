@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edgeadapt.errors import HostFailure, InputError, MissingSetupError
 from edgeadapt.setup.aarch64 import BUILDS, PACKAGES, program_of
+from edgeadapt.setup.cpu import foreign_build
 from edgeadapt.transports.base import Ended, NeededFile, Transport
 
 EMULATOR = "qemu-aarch64"
@@ -111,5 +112,4 @@ class QemuTransport(Transport):
         lacks = [name for name in needs if name not in CPU_EXTENSIONS[self.cpu]]
         if not lacks:
             return f"illegal instruction: {self.cpu} does not run the {self.march} build"
-        none = "none" if len(lacks) == 1 else "neither" if len(lacks) == 2 else "none of them"
-        return f"illegal instruction: this build needs {' and '.join(lacks)}, {self.cpu} has {none}"
+        return f"illegal instruction: {foreign_build(lacks, self.cpu)}"

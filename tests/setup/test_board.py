@@ -65,6 +65,19 @@ def test_the_script_refuses_another_machine(tmp_path: Path) -> None:
     assert not (tmp_path / "venv").exists()
 
 
+def test_the_script_names_a_python_that_is_not_there(tmp_path: Path) -> None:
+    text = files("edgeadapt.setup").joinpath("board_install.sh.txt").read_text("utf-8")
+    script = tmp_path / "install.sh"
+    script.write_text(text.replace("@PYTHON@", "3.99").replace("@DEVICE@", "board"))
+    done = subprocess.run(
+        ["sh", str(script), str(tmp_path / "venv")], capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("python3.99 not found; this folder is for Python 3.99, another")
+    assert not (tmp_path / "venv").exists()
+
+
 def test_jobs_fit_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Memory:
         available = 700 << 20

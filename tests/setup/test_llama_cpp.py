@@ -19,7 +19,7 @@ from edgeadapt.cpu import Cpu, parse_cpuinfo
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import write_json
 from edgeadapt.setup import build, llama_cpp, self_test
-from edgeadapt.setup.cpu import X86_OPTIONS, choose_options, enabled
+from edgeadapt.setup.cpu import X86_OPTIONS, choose_options, enabled, foreign_build, lacking
 
 ROOT = Path(__file__).parents[2]
 PIP = (sys.executable, "-m", "pip")
@@ -135,6 +135,29 @@ def test_no_instruction_set_is_asked_for_that_the_cpu_lacks(features: set[str]) 
         assert options.keys() >= X86_OPTIONS.keys()  # ggml switches on what is not named
 
 
+@given(st.sets(st.sampled_from(NAMES)), st.sets(st.sampled_from(NAMES)))
+def test_a_build_lacks_nothing_where_it_was_made_for(here: set[str], there: set[str]) -> None:
+    built = choose_options(Cpu("x86_64", "here", frozenset(here | {"fpu"})))
+    assert lacking(built, Cpu("x86_64", "here", frozenset(here | {"fpu"}))) == ()
+    lacks = lacking(built, Cpu("x86_64", "there", frozenset(there | {"fpu"})))
+    assert bool(lacks) == any(
+        value == "ON" and not there.issuperset(X86_OPTIONS[name]) for name, value in built.items()
+    )
+
+
+def test_what_another_arm_cpu_lacks_is_named() -> None:
+    built = choose_options(parse_cpuinfo(CORTEX_A76, "aarch64"))
+    assert lacking(built, parse_cpuinfo(CORTEX_A76, "aarch64")) == ()
+    there = parse_cpuinfo(CORTEX_A72, "aarch64")
+    assert lacking(built, there) == ("dotprod", "fp16")
+    assert lacking(built, Cpu("arm64", "tells nothing", frozenset())) == ()
+    assert foreign_build(("dotprod", "fp16"), "it") == (
+        "this build needs dotprod and fp16, it has neither"
+    )
+    assert foreign_build(("sve",), "it") == "this build needs sve, it lacks it"
+    assert foreign_build(("a", "b", "c"), "it").endswith("a, b and c, it has none of them")
+
+
 @given(st.text(max_size=400))
 def test_any_cpuinfo_can_be_read(text: str) -> None:
     assert isinstance(choose_options(parse_cpuinfo(text, "x86_64")), dict)
@@ -190,6 +213,18 @@ def test_a_child_that_dies_or_complains_is_reported(program: str, text: str) -> 
     outcome = llama_cpp.run_self_test((sys.executable, "-c", program))
     assert not outcome.passed
     assert text in outcome.text
+
+
+def test_a_build_for_another_cpu_is_named_before_it_dies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llama_cpp")
+    old = Cpu("x86_64", "Old", frozenset({"fpu", "sse4_2"}))
+    monkeypatch.setattr(self_test, "this_cpu", lambda: old)
+    built = {"options": choose_options(parse_cpuinfo(HASWELL, "x86_64"))}
+    monkeypatch.setattr(self_test, "build_record", lambda: built)
+    assert self_test.main() == self_test.FOREIGN
+    assert "this build needs AVX, F16C, FMA, AVX2 and BMI2, Old has none" in capsys.readouterr().out
 
 
 def test_wrong_numbers_are_told_from_rounding() -> None:
