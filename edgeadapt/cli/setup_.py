@@ -18,8 +18,9 @@ def command() -> None:
 
 @command.command("llama-cpp")
 @click.option("--rebuild", is_flag=True, help="Build again, whatever is installed or cached.")
+@click.option("--cuda", is_flag=True, help="With kernels for this machine's NVIDIA GPU.")
 @standard
-def llama_cpp(rebuild: bool, as_json: bool) -> None:
+def llama_cpp(rebuild: bool, cuda: bool, as_json: bool) -> None:
     """Install llama.cpp (llama-cpp-python), built for this CPU and tested on it.
 
     The instruction sets are taken from what the system lists for the CPU; AMX is left out, since
@@ -29,10 +30,13 @@ def llama_cpp(rebuild: bool, as_json: bool) -> None:
 
     Needs a C++ compiler; takes minutes the first time, seconds after that, and nothing is done
     when all is well. pip's own settings (PIP_INDEX_URL, PIP_CONSTRAINT, ...) and CMAKE_ARGS apply.
+
+    --cuda, for a Jetson or a PC with an NVIDIA card, needs the CUDA toolkit (nvcc) too, and the
+    test runs on the GPU. Say it again each time: without it, the build for the CPU comes back.
     """
     from edgeadapt.setup.llama_cpp import setup_llama_cpp
 
-    result = setup_llama_cpp(rebuild=rebuild)
+    result = setup_llama_cpp(rebuild=rebuild, cuda=cuda)
     if as_json:
         emit_json(asdict(result))
         return

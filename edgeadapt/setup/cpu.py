@@ -118,7 +118,8 @@ def foreign_build(lacks: Sequence[str], cpu: str) -> str:
 def enabled(options: dict[str, str]) -> str:
     """The instruction sets that options turn on, in words for a log line."""
     if "GGML_CPU_ARM_ARCH" in options:
-        return options["GGML_CPU_ARM_ARCH"]
+        cuda = options.get("GGML_CUDA") == "ON"
+        return options["GGML_CPU_ARM_ARCH"] + (" CUDA" if cuda else "")
     names = [name.removeprefix("GGML_") for name, value in options.items() if value == "ON"]
     if not options:
         return "ggml's own choice"

@@ -23,6 +23,7 @@ from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import atomic_folder, cache_dir, read_json, sha256_json, write_json
 from edgeadapt.setup import RECORD, build
 from edgeadapt.setup.cpu import choose_options, enabled
+from edgeadapt.setup.cuda import cuda_options
 
 VERSION = "0.3.36"
 """Of llama-cpp-python; the pin in constraints.txt."""
@@ -80,7 +81,9 @@ def build_record() -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def setup_llama_cpp(*, rebuild: bool = False, version: str = VERSION) -> SetupResult:
+def setup_llama_cpp(
+    *, rebuild: bool = False, cuda: bool = False, version: str = VERSION
+) -> SetupResult:
     """See that llama-cpp-python is installed, built for this CPU, and computes.
 
     Does nothing when it is and does. Otherwise installs a wheel from the cache, building it first
@@ -88,15 +91,18 @@ def setup_llama_cpp(*, rebuild: bool = False, version: str = VERSION) -> SetupRe
 
     Args:
         rebuild: build even if a wheel is cached or installed.
+        cuda: with kernels for this machine's NVIDIA GPU, which the self-test then runs on.
         version: of llama-cpp-python.
 
     Raises:
+        MissingSetupError: for `cuda` there is no nvcc, or no GPU.
         RuntimeFailure: no compiler, the build failed, or no build computes on this CPU.
     """
     cpu = this_cpu()
     log.info("CPU: %s", cpu.name)
-    wanted = [choose_options(cpu)]
-    if (safe := choose_options(cpu, safe=True)) != wanted[0]:
+    gpu = cuda_options() if cuda else {}
+    wanted = [choose_options(cpu) | gpu]
+    if (safe := choose_options(cpu, safe=True) | gpu) != wanted[0]:
         wanted.append(safe)
     outcome = SelfTest(False, "")
     for attempt, options in enumerate(wanted):
@@ -111,15 +117,19 @@ def setup_llama_cpp(*, rebuild: bool = False, version: str = VERSION) -> SetupRe
         log.warning("llama.cpp built with %s fails here: %s", plan.features, outcome.text)
         plan.remember_failure(outcome.text)
     build.pip("uninstall", "--yes", "llama-cpp-python")
+    instead = "leave --cuda out" if cuda else "use ONNX instead: pip install 'edgeadapt[onnx]'"
     raise RuntimeFailure(
-        f"llama.cpp does not compute on this CPU even when built with {enabled(wanted[-1])} "
-        f"({outcome.text}); it was uninstalled again, use ONNX instead: "
-        "pip install 'edgeadapt[onnx]'"
+        f"llama.cpp does not compute here even when built with {enabled(wanted[-1])} "
+        f"({outcome.text}); it was uninstalled again, {instead}"
     )
 
 
 def run_self_test(command: tuple[str, ...] = SELF_TEST) -> SelfTest:
-    """Decode a quantized model in a child process, which a wrong build kills."""
+    """Decode a quantized model in a child process, which a wrong build kills.
+
+    Args:
+        command: what to run; see `edgeadapt.setup.self_test`.
+    """
     try:
         done = subprocess.run(
             command,
@@ -175,11 +185,16 @@ class _Plan:
         key = sha256_json(self.record)[:12]
         return cache_dir() / "wheels" / f"{self.version}-py3-{self.cpu.machine}-{key}"
 
+    @property
+    def self_test(self) -> tuple[str, ...]:
+        """The command; where the kernels are a GPU's, it is computed there."""
+        return (*SELF_TEST, "--gpu") if "GGML_CUDA" in self.options else SELF_TEST
+
     def fulfil(self, rebuild: bool) -> tuple[SetupResult, SelfTest]:
         """Have it installed and tested."""
         installed = build_record()
         if not rebuild and installed and self.record.items() <= installed.items():
-            outcome = run_self_test()
+            outcome = run_self_test(self.self_test)
             if outcome.passed:
                 return self._result("kept", outcome), outcome
             log.info("the installed llama.cpp fails its self-test: %s", outcome.text)
@@ -188,7 +203,7 @@ class _Plan:
             self._build()
             action = "built"
         build.install(self.wheels()[0])
-        outcome = run_self_test()
+        outcome = run_self_test(self.self_test)
         return self._result(action, outcome), outcome
 
     def wheels(self) -> list[Path]:

@@ -7,9 +7,11 @@ first wrong instruction; kernels that compute nonsense are caught by the compari
 multiples of 8, so llama.cpp rearranges ("repacks") the quantized weights where it has kernels for
 that, and a prompt and single tokens go through its matrix and its vector kernels.
 
+With `--gpu`, all layers of both are given to a GPU.
+
 Exit codes: 0 it works, 3 it computes wrongly, 4 it is not installed or does not load, 5 it was
-built for instructions that this CPU lacks; killed by a signal otherwise. The last line of output
-says it in words.
+built for instructions that this CPU lacks, 6 it sees no GPU; killed by a signal otherwise. The last
+line of output says it in words.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ _PROMPT, _SINGLES, _THREADS = 32, 4, 2
 _TOLERANCE = 0.1
 """Of the logits' root mean square. Rounding activations to 8 bits gives about 0.03."""
 
-WRONG, NOT_LOADED, FOREIGN = 3, 4, 5
+WRONG, NOT_LOADED, FOREIGN, NO_GPU = 3, 4, 5, 6
 
 _Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
 
 
-def main() -> int:
-    """Run the test; returns the exit code."""
+def main(*, gpu: bool = False) -> int:
+    """Run the test, perhaps on a GPU; returns the exit code."""
     built, cpu = build_record(), this_cpu()
     if built and (lacks := lacking(built["options"], cpu)):
         print(foreign_build(lacks, cpu.name))  # noqa: T201
@@ -52,11 +54,15 @@ def main() -> int:
     except (ImportError, OSError, RuntimeError) as error:
         print(f"llama_cpp does not load: {error}")  # noqa: T201
         return NOT_LOADED
+    llama_cpp.llama_log_set(_silent(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    if gpu and not llama_cpp.llama_supports_gpu_offload():
+        print("the installed llama.cpp sees no GPU")  # noqa: T201
+        return NO_GPU
     with tempfile.TemporaryDirectory(prefix="edgeadapt-") as folder:
+        layers = -1 if gpu else 0  # below 0: all
         files = write_models(Path(folder))
-        llama_cpp.llama_log_set(_silent(llama_cpp), ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        quantized, exact = (_decode(llama_cpp, path) for path in files)
+        quantized, exact = (_decode(llama_cpp, path, layers) for path in files)
     text, code = judge(quantized, exact)
     print(text)  # noqa: T201
     return code
@@ -172,10 +178,10 @@ def _silent(llama_cpp: Any) -> Any:
 _callback: Any = None  # C keeps a bare pointer to it
 
 
-def _decode(llama_cpp: Any, path: Path) -> _Floats:
+def _decode(llama_cpp: Any, path: Path, gpu_layers: int) -> _Floats:
     """Logits after the prompt and after each single token, shape (1 + singles, vocabulary)."""
     parameters = llama_cpp.llama_model_default_params()
-    parameters.n_gpu_layers = 0
+    parameters.n_gpu_layers = gpu_layers
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
     if not model:
         raise SystemExit(f"llama.cpp does not load {path.name}")
@@ -200,4 +206,4 @@ def _decode(llama_cpp: Any, path: Path) -> _Floats:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(gpu="--gpu" in sys.argv[1:]))

@@ -227,6 +227,15 @@ def test_a_build_for_another_cpu_is_named_before_it_dies(
     assert "this build needs AVX, F16C, FMA, AVX2 and BMI2, Old has none" in capsys.readouterr().out
 
 
+def test_without_a_gpu_the_test_on_it_fails() -> None:
+    llama = pytest.importorskip("llama_cpp")
+    if llama.llama_supports_gpu_offload():
+        pytest.skip("there is a GPU")
+    outcome = llama_cpp.run_self_test((*llama_cpp.SELF_TEST, "--gpu"))
+    assert not outcome.passed
+    assert "sees no GPU" in outcome.text
+
+
 def test_wrong_numbers_are_told_from_rounding() -> None:
     exact = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     assert self_test.judge(exact * np.float32(1.02), exact)[1] == 0
@@ -261,7 +270,7 @@ class Machine:
         monkeypatch.setattr(build, "install", self.install)
         monkeypatch.setattr(build, "pip", self.pip)
         run = llama_cpp.run_self_test
-        monkeypatch.setattr(llama_cpp, "run_self_test", lambda: run(self.command()))
+        monkeypatch.setattr(llama_cpp, "run_self_test", lambda *_: run(self.command()))
 
     def wheel(self, version, options, record, scratch, out) -> None:
         self.built.append(record["features"])
@@ -312,6 +321,37 @@ def test_when_everything_dies_nothing_is_left_installed(monkeypatch: pytest.Monk
         llama_cpp.setup_llama_cpp()
     assert machine.installed is None
     assert len(machine.built) == 2
+
+
+def test_kernels_for_a_gpu_are_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, dies=())
+    gpu = {"GGML_CUDA": "ON", "CMAKE_CUDA_ARCHITECTURES": "87"}
+    monkeypatch.setattr(llama_cpp, "cuda_options", lambda: gpu)
+    assert llama_cpp.setup_llama_cpp().action == "built"
+    with_gpu = llama_cpp.setup_llama_cpp(cuda=True)
+    assert with_gpu.action == "built"
+    assert with_gpu.features.endswith("CUDA")
+    assert gpu.items() <= with_gpu.options.items()
+    assert llama_cpp.setup_llama_cpp(cuda=True).action == "kept"
+    assert llama_cpp.setup_llama_cpp().action == "installed"
+
+
+def test_a_gpu_on_which_nothing_computes_leaves_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, dies=("CUDA",))
+    monkeypatch.setattr(llama_cpp, "cuda_options", lambda: {"GGML_CUDA": "ON"})
+    with pytest.raises(RuntimeFailure, match="uninstalled again, leave --cuda out"):
+        llama_cpp.setup_llama_cpp(cuda=True)
+    assert machine.installed is None
+
+
+def test_the_self_test_of_a_gpu_build_runs_on_the_gpu() -> None:
+    cpu = parse_cpuinfo(CORTEX_A76, "aarch64")
+    plain = llama_cpp._Plan("1", choose_options(cpu), cpu)
+    assert "--gpu" not in plain.self_test
+    plan = llama_cpp._Plan("1", choose_options(cpu) | {"GGML_CUDA": "ON"}, cpu)
+    assert plan.self_test[-1] == "--gpu"
+    assert plan.features == "armv8.2-a+dotprod+fp16 CUDA"
+    assert plan.folder != plain.folder
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
