@@ -47,9 +47,10 @@ test: install
 test-e2e: install
 	$(PYTEST) -m e2e
 
-# What takes many minutes more: full disks, inputs that go away, each extra from the wheel.
+# What takes many minutes more: full disks, inputs that go away, each extra from the wheel, boards.
 test-slow: install
-	EDGEADAPT_TEST_SLOW=1 $(PYTEST) -m e2e tests/faults tests/e2e/test_wheel.py
+	EDGEADAPT_TEST_SLOW=1 $(PYTEST) -m e2e tests/faults tests/e2e/test_wheel.py \
+		tests/e2e/test_board.py
 
 demo: install
 	$(BIN)/edgeadapt run demo
