@@ -24,11 +24,16 @@ def cuda_options() -> dict[str, str]:
     Raises:
         MissingSetupError: there is no nvcc, or no GPU is seen; says what to do.
     """
-    return {
+    nvcc = find_nvcc().resolve()
+    options = {
         "GGML_CUDA": "ON",
-        "CMAKE_CUDA_COMPILER": str(find_nvcc()),
+        "CMAKE_CUDA_COMPILER": str(nvcc),
         "CMAKE_CUDA_ARCHITECTURES": ";".join(compute_capabilities()),
     }
+    toolkit = nvcc.parents[1]
+    if (toolkit / "include/cuda.h").is_file():  # else it is a script, and cmake looks itself
+        options["CUDAToolkit_ROOT"] = str(toolkit)  # it would take another one from the PATH
+    return options
 
 
 def find_nvcc() -> Path:

@@ -100,11 +100,17 @@ def test_a_driver_that_fails_is_told(tmp_path: Path) -> None:
         cuda.compute_capabilities(driver(tmp_path, count=0, init=100))
 
 
-def test_the_options(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_come_from_the_toolkit_of_the_compiler(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvcc = program(bare / "nvcc")
     monkeypatch.setattr(cuda, "compute_capabilities", lambda: ["87", "90"])
-    assert cuda.cuda_options() == {
+    script = {
         "GGML_CUDA": "ON",
         "CMAKE_CUDA_COMPILER": str(nvcc),
         "CMAKE_CUDA_ARCHITECTURES": "87;90",
     }
+    assert cuda.cuda_options() == script  # of which nobody knows what it calls
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/cuda.h").touch()
+    assert cuda.cuda_options() == script | {"CUDAToolkit_ROOT": str(tmp_path)}
