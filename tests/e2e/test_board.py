@@ -70,6 +70,16 @@ def folder(root: Path) -> Callable[[str], str]:
     return make
 
 
+def leave_half_an_installation(board: Board, there: str) -> None:
+    """As if the power had gone: pip writes RECORD last, and replaces no package without one."""
+    assert board.run("/usr/bin/python3", "-m", "venv", "--without-pip", there).code == 0
+    place = board.root / there[1:]
+    half = place / "lib/python3.11/site-packages/click-8.0.0.dist-info"
+    half.mkdir()
+    (half / "METADATA").write_text("Metadata-Version: 2.1\nName: click\nVersion: 8.0.0\n")
+    (place / ".unfinished").touch()
+
+
 def answer(text: str) -> str:
     (turn,) = json.loads(text)["turns"]
     return str(turn["assistant"])
@@ -86,13 +96,17 @@ def test_it_is_installed_and_says_what_this_machine_says(
     device: str, cpu: str, isa: list[str], root: Path, model: Path, folder: Callable[[str], str]
 ) -> None:
     there, board = f"/root/{device}", Board(root, cpu)
+    if device == "raspberry-pi-4":
+        leave_half_an_installation(board, there)
     done = board.run("/bin/sh", f"{folder(device)}/install.sh", there)
     assert done.code == 0, done.stderr
     assert "logits are within" in done.stdout and f"type: {there}/bin/edgeadapt" in done.stdout
     assert done.peak_bytes < MOST_BYTES
+    assert not (root / there[1:] / ".unfinished").exists()
     packages = root / there[1:] / "lib/python3.11/site-packages"
     assert (packages / "llama_cpp").is_dir()
     assert not (packages / "torch").exists()
+    assert len(list(packages.glob("click-*.dist-info"))) == 1
 
     program = f"{there}/bin/edgeadapt"
     shutil.copy2(model, root / "root/model.gguf")
