@@ -155,6 +155,11 @@ class ComparisonRecipe(_Section):
                 raise ValueError(f"{axis} has a value twice")
         if "none" not in {wish.method for wish in self.methods}:
             raise ValueError("methods needs `none`: every gain is told against the plain base")
+        if any("system" in given for given in (self.train, *(m.train for m in self.methods))):
+            raise ValueError(
+                "all methods are asked the same prompts, so train.system cannot be set; put the "
+                "system prompt into the data"
+            )
         if self.judged_by == "task" and self.evaluate.task is None:
             raise ValueError("judged_by task needs evaluate.task")
         for wish in self.methods:

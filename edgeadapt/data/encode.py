@@ -6,7 +6,7 @@ Training, held-out scores and every engine's evaluation start from these same to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,8 +65,42 @@ def encode_example(example: Example, tokenizer: ModelTokenizer, max_tokens: int)
     return Encoded(ids[:max_tokens], scored[:max_tokens])
 
 
+def with_system(example: Example, system: str, tokenizer: ModelTokenizer) -> Example:
+    """An example under a system prompt, unless it brings its own or is plain text.
+
+    Raises:
+        InputError: the model has no chat template, or one without a system role.
+    """
+    if example.text is not None:
+        return example
+    messages = example.messages
+    if messages is None:
+        messages = (
+            {"role": "user", "content": example.prompt},
+            {"role": "assistant", "content": example.completion},
+        )
+    if messages[0]["role"] in ("system", "developer"):
+        return example
+    if tokenizer.chat_template is None:
+        raise InputError("a system prompt needs a chat template, and this model has none")
+    message: Message = {"role": "system", "content": system}
+    no_role = "this model's chat template has no system role; leave the setting `system` out"
+    try:
+        text = tokenizer.render([message, *messages], add_generation_prompt=False)
+    except InputError as error:
+        raise InputError(f"{no_role} ({error})") from error
+    if system.strip() not in text:  # templates trim, and some pass over what they do not know
+        raise InputError(no_role)
+    return replace(example, messages=(message, *messages), prompt=None, completion=None)
+
+
 def encode_dataset(
-    path: Path, tokenizer: ModelTokenizer, max_tokens: int, *, limit: int | None = None
+    path: Path,
+    tokenizer: ModelTokenizer,
+    max_tokens: int,
+    *,
+    limit: int | None = None,
+    system: str | None = None,
 ) -> list[Encoded]:
     """Load and encode a dataset, without the examples that have nothing to score.
 
@@ -75,14 +109,18 @@ def encode_dataset(
         tokenizer: the model's.
         max_tokens: length at which examples are cut.
         limit: take this many examples, evenly spaced over the dataset; all by default.
+        system: put before the conversations that have no system prompt.
 
     Raises:
-        InputError: the dataset cannot be read, or nothing in it counts.
+        InputError: the dataset cannot be read, nothing in it counts, or the model's chat template
+            has no system role.
     """
     examples = load_examples(path)
     count = len(examples)
     if limit is not None and limit < count:
         examples = [examples[index * count // limit] for index in range(limit)]
+    if system is not None:
+        examples = [with_system(example, system, tokenizer) for example in examples]
     encoded = [encode_example(example, tokenizer, max_tokens) for example in examples]
     kept = [example for example in encoded if example.n_scored]
     if not kept:

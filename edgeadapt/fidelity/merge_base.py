@@ -138,7 +138,11 @@ def open_measured(
     if weighted and held_out is not None:
         log.warning("nothing was trained with a weight, so there is no live model to measure")
     elif held_out is not None:
-        encoded = held_out_text(held_out, ModelTokenizer.from_folder(model.folder), limit=examples)
+        settled = specs[0].record.get("settings")
+        encoded = held_out_text(
+            held_out, ModelTokenizer.from_folder(model.folder), limit=examples,
+            system=settled.get("system") if isinstance(settled, dict) else None,
+        )  # fmt: skip
     choice = choose_merge_base(resolve_base(base, revision=revision), specs, settings, encoded)
     choice.check()
     if choice.onto != "original":

@@ -18,6 +18,7 @@ def held_out_text(
     limit: int | None = None,
     max_tokens: int = 512,
     window: int = 512,
+    system: str | None = None,
 ) -> list[Encoded]:
     """A dataset's examples, or a .txt file in windows.
 
@@ -27,12 +28,13 @@ def held_out_text(
         limit: most examples or windows, evenly spaced; all by default.
         max_tokens: length at which examples are cut.
         window: tokens in a window.
+        system: put before the conversations of a dataset that have no system prompt.
 
     Raises:
         InputError: the data cannot be read, or nothing in it counts.
     """
     if not is_text(path):
-        return encode_dataset(path, tokenizer, max_tokens, limit=limit)
+        return encode_dataset(path, tokenizer, max_tokens, limit=limit, system=system)
     found = windows(tokenizer.encode(read_text(path), add_special_tokens=True), tokenizer, window)
     if not found:
         raise InputError(

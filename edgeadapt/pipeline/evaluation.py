@@ -46,6 +46,8 @@ class Subject:
     data: Path | None = None
     examples: int | None = 128
     max_tokens: int = 512
+    system: str | None = None
+    """Prompt that training put before the conversations that have none."""
     gates: Gates = field(default_factory=Gates)
     devices: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
     """Artifacts of the run, and the device profiles that each is for."""
@@ -106,6 +108,7 @@ def subject_of_run(run: Path) -> Subject:
             data=_data_of(recipe["data"]),
             examples=recipe["evaluate"]["held_out_examples"],
             max_tokens=recipe["evaluate"]["max_tokens"],
+            system=(recipe.get("train") or {}).get("system"),
             gates=Gates(**recipe.get("gates") or {}),
             devices={
                 Path(artifact["path"]): tuple(artifact["devices"])
@@ -152,6 +155,7 @@ def yardstick_of(subject: Subject, settings: Settings) -> Yardstick:
         limit=subject.examples,
         max_tokens=subject.max_tokens,
         window=settings.window,
+        system=subject.system,
     )
     return prepare(models, encoded, threads=settings.threads)
 

@@ -159,6 +159,7 @@ def held_out_sequences(recipe: Recipe, inputs: Inputs) -> list[Encoded]:
         max_tokens=recipe.evaluate.max_tokens,
         window=recipe.evaluate.max_tokens,
         limit=recipe.evaluate.held_out_examples,
+        system=recipe.train.system if recipe.train else None,
     )
 
 

@@ -40,6 +40,10 @@ class TrainSettings(BaseModel):
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     max_tokens: int = Field(512, ge=2, description="longer examples are cut")
     held_out_examples: int = Field(128, ge=1, description="held-out examples to score")
+    system: str | None = Field(
+        None, min_length=1,
+        description="system prompt of conversations that have none, trained on and held out",
+    )  # fmt: skip
     gradient_checkpointing: bool = Field(False, description="half the memory, a third more time")
     seed: int = Field(0, ge=0, lt=2**32)
     save_every_s: float = Field(30.0, ge=0, description="seconds between checkpoints")

@@ -96,10 +96,10 @@ def train(
         check_teacher(base, teacher.folder)
     if METHODS[settings.method].bottleneck:
         gated_blocks(SafetensorsSource(base))  # refused here, and not after minutes of scoring
-    encoded = encode_dataset(train_data, tokenizer, settings.max_tokens)
+    encoded = encode_dataset(train_data, tokenizer, settings.max_tokens, system=settings.system)
     held_out = heldout_data and held_out_text(
         heldout_data, tokenizer, limit=settings.held_out_examples,
-        max_tokens=settings.max_tokens, window=settings.max_tokens,
+        max_tokens=settings.max_tokens, window=settings.max_tokens, system=settings.system,
     )  # fmt: skip
     run = _Run(
         base, base_spec, settings, METHODS[settings.method], encoded, held_out or [], teacher,

@@ -69,6 +69,7 @@ def test_every_seed_and_share_is_tried_where_it_changes_anything() -> None:
         ({"fractions": [0.0]}, "share"),
         ({"seeds": [1, 1]}, "seeds has a value twice"),
         ({"judged_by": "task"}, "needs evaluate.task"),
+        ({"train": {"system": "Be brief."}}, "put the system prompt into the data"),
         ({"devices": []}, "devices"),
         ({"nonsense": 1}, "nonsense"),
     ],

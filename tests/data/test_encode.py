@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeadapt.data.encode import Encoded, encode_example
+from edgeadapt.data.encode import Encoded, encode_dataset, encode_example, with_system
 from edgeadapt.data.examples import Example
 from edgeadapt.errors import InputError
 from edgeadapt.tokenizer import ModelTokenizer
@@ -145,3 +146,40 @@ def test_ids_are_reproducible_from_the_folder(tokenizer, tmp_path: Path):
     again = ModelTokenizer.from_folder(tmp_path)
     example = chat("naïve café?", "日本語 🙂")
     assert encode_example(example, again, 256) == encode_example(example, tokenizer, 256)
+
+
+def test_each_turn_is_marked_under_a_system_prompt(tokenizer, tmp_path: Path):
+    rows = [
+        {"messages": list(chat("Hi?", "Yes.", "So?", "No.").messages)},
+        {"messages": [{"role": "system", "content": "Own."}, *chat("Hi?", "Yes.").messages]},
+        {"prompt": "Hi?", "completion": "Yes."},
+        {"text": "plain"},
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    turns, own, pair, text = encode_dataset(data, tokenizer, 256, system="Be brief.")
+    head = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n"
+    assert tokenizer.decode(turns.ids).startswith(head)
+    assert scored_text(turns, tokenizer) == "Yes.<|im_end|>No.<|im_end|>"
+    assert tokenizer.decode(own.ids).startswith("<|im_start|>system\nOwn.<|im_end|>")
+    assert "Be brief" not in tokenizer.decode(own.ids)
+    assert tokenizer.decode(pair.ids).startswith(head)
+    assert scored_text(pair, tokenizer) == "Yes.<|im_end|>"
+    assert text == encode_dataset(data, tokenizer, 256)[3]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "needs a chat template"),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "no system"),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('unsupported') }}{% endif %}",
+            "no system role.*unsupported",
+        ),
+    ],
+)
+def test_a_template_without_a_system_role_is_refused(tokenizer, template, said):
+    other = dataclasses.replace(tokenizer, chat_template=template)
+    with pytest.raises(InputError, match=said):
+        with_system(chat("Hi?", "Yes."), "Be brief.", other)

@@ -331,3 +331,20 @@ def test_the_loss_is_that_of_transformers(base, data, tmp_path, count):
     expected = model(**known, num_items_in_batch=count).loss
     loss = trainer.compute_loss(model, known, num_items_in_batch=count)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_system_prompt_is_trained_on_scored_and_recorded(base, data, tmp_path):
+    records = [
+        train(
+            base, data, data, TrainSettings(method="lora", max_steps=1, system=system),
+            tmp_path / str(system), base_spec="t",
+        ).record
+        for system in (None, "Be brief.")
+    ]  # fmt: skip
+    assert [record["settings"]["system"] for record in records] == [None, "Be brief."]
+    encoded = encode_dataset(data, ModelTokenizer.from_folder(base), 512, system="Be brief.")
+    expected = score_model(transformers.AutoModelForCausalLM.from_pretrained(base), encoded)
+    before = [record["held_out"]["before"]["nll"] for record in records]
+    assert before[1] == pytest.approx(expected.nll, rel=1e-6)
+    assert before[0] != pytest.approx(before[1], rel=1e-4)
+    assert records[0]["losses"] != records[1]["losses"]
