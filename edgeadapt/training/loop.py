@@ -21,6 +21,7 @@ from edgeadapt.console import Advance
 from edgeadapt.data.encode import Encoded
 from edgeadapt.training import bottleneck
 from edgeadapt.training.checkpoints import WorkFolder
+from edgeadapt.training.packing import check_packing, pack
 from edgeadapt.training.score import only_predicting, predicting
 from edgeadapt.training.settings import TrainSettings
 
@@ -57,11 +58,7 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         labels = inputs["labels"]
         scored = labels != _NOT_SCORED
         with only_predicting(self.accelerator.unwrap_model(model)), predicting(scored):
-            outputs = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-            )
+            outputs = model(**_read(inputs))
         logits = outputs.logits[0].float()
         if self._teacher is None:
             losses = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
@@ -94,17 +91,22 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         )
 
 
+def _read(inputs: Any) -> dict[str, Any]:
+    """What a model is given: padded examples, or packed ones.
+
+    Without a mask of its own transformers lets tokens attend within a run of rising positions.
+    """
+    how = "position_ids" if "position_ids" in inputs else "attention_mask"
+    return {"input_ids": inputs["input_ids"], how: inputs[how], "use_cache": False}
+
+
 def _divergence(teacher: Any, logits: Any, inputs: Any, scored: Any) -> Any:
     """D(teacher || model), summed over the scored tokens.
 
     A vocabulary that one of the two pads is cut to the other's.
     """
     with torch.no_grad(), only_predicting(teacher), predicting(scored):
-        taught = teacher(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-        ).logits[0]
+        taught = teacher(**_read(inputs)).logits[0]
     width = min(logits.shape[1], taught.shape[1])
     return torch.nn.functional.kl_div(
         logits[:, :width].log_softmax(-1), taught[:, :width].float().log_softmax(-1),
@@ -117,7 +119,7 @@ class _Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
-        batch["example"] = torch.tensor([example["example"] for example in examples])
+        batch["example"] = torch.tensor([n for example in examples for n in example["example"]])
         return batch
 
 
@@ -155,16 +157,12 @@ def make_trainer(
     teacher: Any | None = None,
 ) -> Trainer:
     """Set up a run; the adapter is made here, from the seed."""
-    rows = {
-        "input_ids": [example.ids for example in encoded],
-        "labels": [
-            [
-                token if counts else _NOT_SCORED
-                for token, counts in zip(e.ids, e.scored, strict=True)
-            ]
-            for e in encoded
-        ],
-        "example": list(range(len(encoded))),
+    packed = rows_of(encoded, settings)
+    rows: dict[str, list[Any]] = {
+        "input_ids": [[token for n in row for token in encoded[n].ids] for row in packed],
+        "labels": [[label for n in row for label in _labels(encoded[n])] for row in packed],
+        "example": packed,
+        "seq_lengths": [[len(encoded[n].ids) for n in row] for row in packed],
     }
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     trainer = Trainer(
@@ -174,11 +172,27 @@ def make_trainer(
         peft_config=peft_config,
         args=_arguments(settings, max_steps, learning_rate, work.path),
         train_dataset=datasets.Dataset.from_dict(rows),
-        data_collator=_Collator(pad_token_id=pad_id),
+        data_collator=_Collator(pad_token_id=pad_id, return_position_ids=settings.packing),
         processing_class=tokenizer,
     )
     _undo_bfloat16(trainer)
+    if settings.packing:
+        check_packing(trainer.model)
     return trainer
+
+
+def rows_of(encoded: Sequence[Encoded], settings: TrainSettings) -> list[list[int]]:
+    """The numbers of the examples in each row; one in each unless they are packed."""
+    if settings.packing:
+        return pack([len(example.ids) for example in encoded], settings.max_tokens)
+    return [[number] for number in range(len(encoded))]
+
+
+def _labels(example: Encoded) -> list[int]:
+    return [
+        token if counts else _NOT_SCORED
+        for token, counts in zip(example.ids, example.scored, strict=True)
+    ]
 
 
 def _undo_bfloat16(trainer: Trainer) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeadapt.errors import InputError
 
@@ -39,6 +39,9 @@ class TrainSettings(BaseModel):
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; wins over epochs")
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     max_tokens: int = Field(512, ge=2, description="longer examples are cut")
+    packing: bool = Field(
+        False, description="fill rows of max_tokens with examples that do not see each other"
+    )
     held_out_examples: int = Field(128, ge=1, description="held-out examples to score")
     system: str | None = Field(
         None, min_length=1,
@@ -47,6 +50,14 @@ class TrainSettings(BaseModel):
     gradient_checkpointing: bool = Field(False, description="half the memory, a third more time")
     seed: int = Field(0, ge=0, lt=2**32)
     save_every_s: float = Field(30.0, ge=0, description="seconds between checkpoints")
+
+    @model_validator(mode="after")
+    def _packs(self) -> Self:
+        if self.packing and self.method in ("prefix", "prompt"):
+            raise ValueError(
+                f"packing cannot be used with {self.method}, which comes before one example only"
+            )
+        return self
 
 
 def train_settings(values: dict[str, Any]) -> TrainSettings:
@@ -59,6 +70,8 @@ def train_settings(values: dict[str, Any]) -> TrainSettings:
         return TrainSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise InputError(first["msg"].removeprefix("Value error, ")) from error
         field = ".".join(str(part) for part in first["loc"])
         raise InputError(
             f"training setting {field!r}: {first['msg']}, found {first['input']!r}"

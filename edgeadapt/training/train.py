@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import shutil
@@ -143,9 +144,19 @@ class _Run:
         """Optimizer steps; an epoch's last batch and last step may be smaller."""
         if self.settings.max_steps is not None:
             return self.settings.max_steps
-        batches = math.ceil(len(self.encoded) / self.settings.batch_size)
+        batches = math.ceil(self.rows / self.settings.batch_size)
         steps = math.ceil(batches / self.settings.gradient_accumulation)
         return max(1, math.ceil(steps * self.settings.epochs))
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """Rows of tokens that the trainer sees: as many as examples unless they are packed."""
+        from edgeadapt.training import loop
+
+        rows = len(loop.rows_of(self.encoded, self.settings))
+        if self.settings.packing:
+            log.info("packed %d examples into %d rows", len(self.encoded), rows)
+        return rows
 
     @property
     def learning_rate(self) -> float:
@@ -190,6 +201,7 @@ class _Run:
             "steps": trainer.state.global_step,
             "learning_rate": self.learning_rate,
             "examples": len(self.encoded),
+            "rows": self.rows,
             "trained_parameters": _trained_parameters(trainer.model),
             "losses": losses,
             "held_out": {"before": before, "after": after} if before else None,
