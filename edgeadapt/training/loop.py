@@ -230,7 +230,6 @@ def _arguments(
         warmup_steps=round(settings.warmup * max_steps),
         seed=settings.seed,
         data_seed=settings.seed,
-        optim="adamw_torch",
         max_length=None,  # our examples are cut already
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,

@@ -13,6 +13,8 @@ MethodName = Literal[
     "qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "prompt", "full"
 ]
 
+OptimizerName = Literal["auto", "adamw", "adamw-8bit", "adamw-offloaded", "adafactor"]
+
 
 class TrainSettings(BaseModel):
     """Settings of a training run; together with base and data they determine its result."""
@@ -34,6 +36,9 @@ class TrainSettings(BaseModel):
     learning_rate: float | None = Field(None, gt=0, description="the method's own by default")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps to warm up over")
+    optimizer: OptimizerName = Field(
+        "auto", description="auto: adamw, unless its state does not fit the free memory"
+    )
     batch_size: int = Field(4, ge=1)
     gradient_accumulation: int = Field(1, ge=1, description="batches for each step")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; wins over epochs")

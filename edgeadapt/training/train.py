@@ -37,7 +37,7 @@ from edgeadapt.training.quantization import (
     quiet_bitsandbytes,
 )
 from edgeadapt.training.score import Score, score_model
-from edgeadapt.training.settings import TrainSettings
+from edgeadapt.training.settings import OptimizerName, TrainSettings
 from edgeadapt.training.teacher import check_teacher, load_teacher, taught_by
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
@@ -138,6 +138,8 @@ class _Run:
     held_out: list[Encoded]
     teacher: ModelToExport | None = None
     on_step: Callable[[], None] | None = None
+    optimizer: OptimizerName = "auto"
+    """Settled when the model is there."""
 
     @property
     def max_steps(self) -> int:
@@ -200,6 +202,7 @@ class _Run:
             **held,
             "steps": trainer.state.global_step,
             "learning_rate": self.learning_rate,
+            "optimizer": self.optimizer,
             "examples": len(self.encoded),
             "rows": self.rows,
             "trained_parameters": _trained_parameters(trainer.model),
@@ -269,6 +272,7 @@ class _Run:
             raise UnsupportedError(
                 f"method {self.settings.method} cannot be applied to {self.base_spec}: {error}"
             ) from error
+        self.optimizer = self._settle_optimizer(trainer, work)
         done, checkpoint = work.newest_checkpoint() or (0, None)
         work.rewind(done)
         if checkpoint is not None:
@@ -287,6 +291,19 @@ class _Run:
 
             loop.run(trainer, checkpoint, self.settings.save_every_s, step)
         return trainer
+
+    def _settle_optimizer(self, trainer: Any, work: WorkFolder) -> OptimizerName:
+        """Set it; a run that goes on keeps what it began with, whatever memory is free now."""
+        from edgeadapt.training import optimizer
+
+        name: OptimizerName = work.recall("optimizer") or self.settings.optimizer
+        if name == "auto":
+            need = optimizer.need_of(trainer.model)
+            name, why = optimizer.choose(need, optimizer.free_memory(trainer.args.device))
+            log.info("optimizer %s: %s", name, why)
+        work.remember("optimizer", name)
+        optimizer.set_optimizer(trainer, name, work.path)
+        return name
 
     def _save(self, model: Any, config: Any, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)

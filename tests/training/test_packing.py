@@ -22,7 +22,7 @@ def test_every_example_is_in_one_row_that_has_room(lengths):
     assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
     sums = sorted(sum(lengths[number] for number in row) for row in rows)
     assert all(filled <= 50 for filled in sums)
-    assert all(a + b > 50 for a, b in zip(sums[:1], sums[1:2], strict=False))  # or they were one
+    assert len(sums) < 2 or sums[0] + sums[1] > 50  # or they were one
     assert pack(lengths, 50) == rows
 
 
@@ -77,5 +77,5 @@ def test_each_step_notes_the_examples_in_its_rows(base, data, tmp_path: Path):
 
 
 def test_a_prefix_is_not_packed():
-    with pytest.raises(InputError, match="^packing cannot be used with prefix"):
+    with pytest.raises(InputError, match="packing cannot be used with prefix"):
         train_settings({"method": "prefix", "packing": True})
