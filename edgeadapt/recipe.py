@@ -15,6 +15,9 @@ from edgeadapt.fidelity.gates import Gates
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.yaml_model import parse_yaml
 
+BUILT_IN = ("demo", "instruct", "full")
+"""Recipes that come with the package; those of `edgeadapt compare` are of another kind."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -132,18 +135,28 @@ class Recipe(_Section):
 
 
 def load_recipe(spec: str) -> Recipe:
-    """Read a recipe file, or the built-in one of that name (`demo`).
+    """Read a recipe file, or the built-in one of that name (`BUILT_IN`).
 
     Raises:
         InputError: there is none, or it does not say what a recipe must; names the field.
     """
+    return parse_recipe(recipe_text(spec), spec)
+
+
+def recipe_text(spec: str) -> str:
+    """A recipe as it is written, to be copied.
+
+    Raises:
+        InputError: there is none.
+    """
     path = Path(spec)
     if path.is_file():
-        return parse_recipe(path.read_text(encoding="utf-8", errors="replace"), spec)
-    built_in = files("edgeadapt.recipes").joinpath(f"{spec}.yaml")
-    if re.fullmatch(r"[a-z0-9-]+", spec) and built_in.is_file():
-        return parse_recipe(built_in.read_text(encoding="utf-8"), spec)
-    raise InputError(f"there is no recipe {spec}; give a YAML file, or the built-in recipe `demo`")
+        return path.read_text(encoding="utf-8", errors="replace")
+    if spec in BUILT_IN:
+        return files("edgeadapt.recipes").joinpath(f"{spec}.yaml").read_text(encoding="utf-8")
+    raise InputError(
+        f"there is no recipe {spec}; give a YAML file, or a built-in recipe: {', '.join(BUILT_IN)}"
+    )
 
 
 def parse_recipe(text: str, origin: str) -> Recipe:

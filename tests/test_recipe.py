@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeadapt.cli import cli
 from edgeadapt.errors import EdgeAdaptError, InputError
-from edgeadapt.recipe import load_recipe, parse_recipe
+from edgeadapt.recipe import BUILT_IN, load_recipe, parse_recipe
 
 GOOD = """
 name: mine
@@ -30,9 +32,22 @@ def test_a_recipe_is_read() -> None:
     assert recipe.export[1].quantization == "Q8_0"
 
 
-def test_the_demo_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_some_come_with_the_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_recipe("demo").name == "demo"
+    assert load_recipe(name).name == name
+
+
+def test_a_shown_recipe_is_the_same_when_it_is_run(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(cli, ["run", "instruct", "--show"])
+    assert shown.exit_code == 0
+    (tmp_path / "mine.yaml").write_text(shown.stdout)
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    assert recipe == load_recipe("instruct")
+    assert recipe.train is not None and recipe.train.packing and recipe.train.system
+    assert "# <-" in shown.stdout  # the comments that say what to change are there
 
 
 @pytest.mark.parametrize(

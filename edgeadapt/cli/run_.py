@@ -12,6 +12,7 @@ from edgeadapt.console import emit, emit_json
 
 @click.command()
 @click.argument("recipe")
+@click.option("--show", is_flag=True, help="Only print the recipe, as a file to copy and change.")
 @click.option("--resume", is_flag=True, help="Continue where an interrupted run stopped.")
 @click.option(
     "--runs",
@@ -21,21 +22,27 @@ from edgeadapt.console import emit, emit_json
     help="Folder that runs lie in.",
 )
 @standard
-def command(recipe: str, resume: bool, runs: Path, as_json: bool) -> None:
+def command(recipe: str, show: bool, resume: bool, runs: Path, as_json: bool) -> None:
     """Train, export, evaluate, measure and report, all from one recipe.
 
-    RECIPE is a YAML file, or `demo` for the built-in one. Each stage has a
-    folder named by the hash of its inputs, so a second run does only what
-    changed. After a kill, --resume continues in the middle of training.
+    RECIPE is a YAML file, or a built-in one: `demo` (QLoRA), `instruct` (LoRA on
+    conversations, packed, with a system prompt) or `full` (all weights). Each
+    stage has a folder named by the hash of its inputs, so a second run does only
+    what changed. After a kill, --resume continues in the middle of training.
     If an artifact fails one of the recipe's gates, it ends with exit code 1.
 
     \b
     edgeadapt run demo
+    edgeadapt run instruct --show > recipe.yaml
     edgeadapt run recipe.yaml --resume
     """
+    from edgeadapt.recipe import load_recipe, recipe_text
+
+    if show:
+        emit(recipe_text(recipe).rstrip("\n"))
+        return
     from edgeadapt.pipeline import run_recipe
     from edgeadapt.pipeline.verdicts import raise_failures
-    from edgeadapt.recipe import load_recipe
     from edgeadapt.report import summary
 
     loaded = load_recipe(recipe)
