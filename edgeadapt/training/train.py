@@ -155,10 +155,7 @@ class _Run:
         """Rows of tokens that the trainer sees: as many as examples unless they are packed."""
         from edgeadapt.training import loop
 
-        rows = len(loop.rows_of(self.encoded, self.settings))
-        if self.settings.packing:
-            log.info("packed %d examples into %d rows", len(self.encoded), rows)
-        return rows
+        return len(loop.rows_of(self.encoded, self.settings))
 
     @property
     def learning_rate(self) -> float:
@@ -272,6 +269,8 @@ class _Run:
             raise UnsupportedError(
                 f"method {self.settings.method} cannot be applied to {self.base_spec}: {error}"
             ) from error
+        if self.settings.packing:
+            log.info("packed %d examples into %d rows", len(self.encoded), self.rows)
         self.optimizer = self._settle_optimizer(trainer, work)
         done, checkpoint = work.newest_checkpoint() or (0, None)
         work.rewind(done)
