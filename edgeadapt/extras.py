@@ -33,6 +33,7 @@ _EXTRA_OF = {
     "model_signing": "sign",
     "OpenSSL": "sign",
     "oras": "registry",
+    "ray": "ray",
 }
 
 

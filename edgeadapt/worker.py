@@ -116,7 +116,7 @@ def run_job(
             _who(kind, payload), process.returncode, stderr.lines, system_killed
         )
     if "error" in answer:
-        _reraise(answer["error"], _who(kind, payload))
+        reraise(answer["error"], _who(kind, payload))
     result: dict[str, Any] = answer["result"]
     return result
 
@@ -209,7 +209,12 @@ def _who(kind: str, payload: dict[str, Any]) -> str:
     return f"{runtime} {kind} process" if runtime else f"{kind} process"
 
 
-def _reraise(error: dict[str, str], who: str) -> None:
+def reraise(error: dict[str, str], who: str) -> None:
+    """Raise an error that another process told by its `type` and `message`.
+
+    Raises:
+        EdgeAdaptError: the same, or RuntimeFailure for what is not one of ours.
+    """
     if error["type"] == "MemoryError":
         raise worker_end.out_of_memory(who)
     if worker_end.speaks_of_memory(error["message"]):

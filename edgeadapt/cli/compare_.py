@@ -19,8 +19,14 @@ from edgeadapt.console import emit, emit_json
     show_default=True,
     help="Folder that comparisons lie in.",
 )
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Do trials as tasks of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local to "
+    "start one here. Without it, one after another.",
+)
 @standard
-def command(recipe: str, runs: Path, as_json: bool) -> None:
+def command(recipe: str, runs: Path, ray: str | None, as_json: bool) -> None:
     """Methods side by side: what each costs, and gains, on each device.
 
     RECIPE is a YAML file that names methods (none, few-shot, rag, prompt,
@@ -33,6 +39,7 @@ def command(recipe: str, runs: Path, as_json: bool) -> None:
     \b
     edgeadapt compare compare-demo
     edgeadapt compare my-comparison.yaml --json > compare.json
+    edgeadapt compare my-comparison.yaml --ray auto
     """
     from edgeadapt.comparison.recipe import load_comparison
     from edgeadapt.comparison.run import compare_methods
@@ -41,7 +48,13 @@ def command(recipe: str, runs: Path, as_json: bool) -> None:
     end_when_asked()
     loaded = load_comparison(recipe)
     root = runs / loaded.name
-    document = compare_methods(loaded, root)
+    if ray is None:
+        document = compare_methods(loaded, root)
+    else:
+        from edgeadapt.comparison.ray_ import ray_cluster
+
+        with ray_cluster(ray) as execute:
+            document = compare_methods(loaded, root, execute=execute)
     if as_json:
         emit_json(document)
     else:

@@ -106,6 +106,17 @@ class ComparedEvaluation(_Section):
     task: TaskSection | None = None
 
 
+class ClusterSection(_Section):
+    """What a trial declares where trials are tasks of a Ray cluster (`--ray`)."""
+
+    cpus: int | None = Field(
+        None, ge=1, description="default: the benchmark's threads, so that nothing disturbs it"
+    )
+    gpus: float = Field(0, ge=0)
+    memory_gib: float | None = Field(None, gt=0, description="default: by the base's size")
+    retries: int = Field(3, ge=0, description="how often a trial may lose its machine")
+
+
 class ComparisonRecipe(_Section):
     """Methods x seeds x shares of the data x quantizations x devices."""
 
@@ -127,6 +138,7 @@ class ComparisonRecipe(_Section):
         None, description="nats a token of general answers; what surely loses more is not chosen"
     )
     bench: BenchSection = BenchSection(repetitions=3)
+    cluster: ClusterSection = ClusterSection()
 
     @field_validator("name")
     @classmethod
