@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,14 +23,15 @@ from edgeadapt.cli import cli
 from edgeadapt.comparison import ray_, run
 from edgeadapt.comparison.ground import find_ground
 from edgeadapt.comparison.recipe import load_comparison
-from edgeadapt.errors import HostFailure, InputError, RuntimeFailure
+from edgeadapt.comparison.trial import run_trial
+from edgeadapt.errors import InputError
 from tests.comparison.test_compare import without_times
 from tests.tiny import save_llama
 
 pytest.importorskip("llama_cpp")
 ray = pytest.importorskip("ray")
 
-METHODS: list[Any] = ["none", "lora", "ia3", "rag"]
+METHODS: list[Any] = ["none", "lora", "rag"]
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +108,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 @pytest.mark.e2e
-def test_a_node_killed_in_the_middle_changes_no_figure(
-    workplace: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_killed_in_the_middle_changes_no_figure(workplace: Path, cluster: Cluster) -> None:
     recipe = load_comparison(str(write_recipe(workplace)))
     landed: list[str] = []
-    orphans: list[psutil.Process] = []
+    lost: list[psutil.Process] = []
 
     def kill_one() -> None:
-        while not (orphans := cluster.trainings(1)):
+        while not lost:
             time.sleep(0.05)
-        lost.extend(orphans)
+            lost.extend(cluster.trainings(1))
         cluster.kill(1)
 
-    lost: list[psutil.Process] = []
     killer = threading.Thread(target=kill_one, daemon=True)
     with ray_.ray_cluster(cluster.address) as execute:
 
@@ -139,3 +141,111 @@ def test_a_node_killed_in_the_middle_changes_no_figure(
         assert [e["domain"] for e in one["entries"]] == [e["domain"] for e in other["entries"]]
         if one["training"]:
             assert one["training"]["losses"] == other["training"]["losses"]
+
+
+def ours() -> list[str]:
+    """Processes of Ray that this one started."""
+    names = [process.name() for process in psutil.Process().children(recursive=True)]
+    return [name for name in names if name in ("raylet", "gcs_server") or name.startswith("ray::")]
+
+
+@pytest.mark.e2e
+def test_a_trial_fails_with_the_sentence_that_it_has_without_ray(workplace: Path) -> None:
+    diverging = {"method": "lora", "train": {"learning_rate": 1e30}}
+    recipe = write_recipe(workplace, name="bad", methods=["none", diverging], seeds=[0])
+    words = ["compare", str(recipe), "--runs", str(workplace / "runs")]
+    found = [CliRunner().invoke(cli, words + more) for more in (["--ray", "local"], [])]
+    for one in found:
+        assert one.exit_code == 2
+    sentences = [one.stderr.strip().splitlines()[-1] for one in found]
+    assert "training diverged" in sentences[0]
+    assert sentences[0] == sentences[1]
+    assert not ours()
+
+
+@pytest.mark.e2e
+def test_an_interrupted_comparison_leaves_no_process(workplace: Path) -> None:
+    recipe = write_recipe(workplace, name="interrupted")
+    words = [str(recipe), "--runs", str(workplace / "runs"), "--ray", "local"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeadapt", "compare", *words], cwd=Path(__file__).parents[2]
+    )
+    started = psutil.Process(process.pid)
+
+    def below() -> list[psutil.Process]:
+        return started.children(recursive=True) if process.poll() is None else []
+
+    def training() -> bool:
+        for child in below():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name().startswith("ray::") and child.children():
+                    return True
+        return False
+
+    while process.poll() is None and not training():
+        time.sleep(0.1)
+    left = below()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    gone, alive = psutil.wait_procs(left, timeout=20)
+    assert len(gone) > 3 and not alive
+
+
+def test_a_machine_that_shares_no_disk_finds_the_same_ground(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_comparison(str(write_recipe(workplace, name="apart", methods=["none"])))
+    (plain,) = recipe.trials()
+    ground = find_ground(recipe, workplace / "apart")
+    elsewhere = ray_._Driver(Path("/no/such/folder"), "token", 1, ray_._identity(ground), -1)
+    before = Path.cwd()
+    answer = ray_._do(ground, plain, elsewhere)
+    assert Path.cwd() == before
+    expected = run_trial(ground, plain)["entries"][0]
+    (found,) = answer["result"]["entries"]
+    assert Path(found["artifact"]["path"]).is_relative_to(os.environ["EDGEADAPT_CACHE"])
+    for figure in ("domain", "general", "prompt"):
+        assert found[figure] == expected[figure]
+
+    other = elsewhere.identity | {"training data": "0" * 64}
+    refused = ray_._do(ground, plain, ray_._Driver(elsewhere.cwd, "token", 1, other, -1))
+    assert refused["error"]["type"] == "InputError"
+    assert "another training data under the name in the recipe" in refused["error"]["message"]
+
+
+def test_another_version_is_refused(workplace: Path) -> None:
+    recipe = load_comparison(str(write_recipe(workplace, methods=["none"])))
+    (plain,) = recipe.trials()
+    old = ray_._Driver(Path.cwd(), "token", 1, {}, -1, version="0.0.1")
+    refused = ray_._do(find_ground(recipe, workplace / "apart"), plain, old)
+    assert "install the same on all" in refused["error"]["message"]
+
+
+def test_memory_is_declared_by_the_recipe_or_by_the_bases_size(workplace: Path) -> None:
+    def declared(**changes: Any) -> list[int]:
+        recipe = load_comparison(str(write_recipe(workplace, seeds=[0], **changes)))
+        ground = find_ground(recipe, workplace / "memory")
+        return [ray_.declared_memory(ground, trial) for trial in recipe.trials()]
+
+    assert declared(cluster={"memory_gib": 0.5}) == [2**29] * len(METHODS)
+    plain, lora, full = declared(cluster={}, methods=["none", "lora", "full"])
+    assert plain == lora and full - 2**30 == 2 * (lora - 2**30) > 0
+
+
+def test_an_address_without_a_cluster_is_refused(workplace: Path) -> None:
+    words = ["compare", str(write_recipe(workplace)), "--ray", "auto"]
+    found = CliRunner().invoke(cli, words)
+    assert found.exit_code == 2 and "say --ray local" in found.stderr
+    assert not ours()
+
+
+def test_a_trial_is_done_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_, "_PATIENCE_S", 0.6)
+    with (
+        ray_._alone(tmp_path / "trial"),
+        pytest.raises(InputError, match="another edgeadapt run"),
+        ray_._alone(tmp_path / "trial"),
+    ):
+        pass
+    with ray_._alone(tmp_path / "trial"):
+        pass
