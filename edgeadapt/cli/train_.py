@@ -67,6 +67,11 @@ _METHODS = ("qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "prom
     help="Any other training setting, such as warmup=0.1; repeatable.",
 )
 @click.option(
+    "--processes", type=click.IntRange(min=1), default=1, metavar="N",
+    help="Train in N processes of this machine, which share each batch (DDP): one for each GPU, "
+    "or on CPUs.",
+)  # fmt: skip
+@click.option(
     "--work",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -89,6 +94,7 @@ def command(
     teacher_adapter: Path | None,
     out: Path,
     work: Path | None,
+    processes: int,
     other: tuple[str, ...],
     as_json: bool,
     **options: Any,
@@ -112,8 +118,10 @@ def command(
     from edgeadapt.data.source import resolve_data
     from edgeadapt.export import open_model
     from edgeadapt.training.methods import METHODS
+    from edgeadapt.training.processes import train_in_processes
     from edgeadapt.training.settings import parse_assignments, train_settings
     from edgeadapt.training.train import train
+    from edgeadapt.training.world import this_world
 
     given = {name: value for name, value in options.items() if value is not None}
     settings = train_settings(given | parse_assignments(other))
@@ -129,14 +137,22 @@ def command(
         )  # fmt: skip
     if teacher_adapter is not None and teacher is None:
         raise InputError("--teacher-adapter needs --teacher: the model that it belongs to")
-    result = train(
-        folder, train_data, own_held_out, settings, out, base_spec=base, work=work,
-        teacher=open_model(teacher, teacher_adapter) if teacher is not None else None,
-    )  # fmt: skip
-    if as_json:
-        emit_json({"path": str(result.path)} | result.record)
+    if processes > 1:
+        record = train_in_processes(
+            processes, folder, train_data, own_held_out, settings, out, base_spec=base, work=work,
+            teacher=(teacher, teacher_adapter) if teacher is not None else None,
+        )  # fmt: skip
+    else:
+        record = train(
+            folder, train_data, own_held_out, settings, out, base_spec=base, work=work,
+            teacher=open_model(teacher, teacher_adapter) if teacher is not None else None,
+        ).record  # fmt: skip
+    if not this_world().leads:
         return
-    emit(f"{result.path}: {settings.method}, {result.record['steps']} steps")
-    if result.record["held_out"]:
-        before, after = (result.record["held_out"][key] for key in ("before", "after"))
+    if as_json:
+        emit_json({"path": str(out)} | record)
+        return
+    emit(f"{out}: {settings.method}, {record['steps']} steps")
+    if record["held_out"]:
+        before, after = (record["held_out"][key] for key in ("before", "after"))
         emit(f"held-out perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}")

@@ -24,6 +24,7 @@ from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.packing import check_packing, pack
 from edgeadapt.training.score import only_predicting, predicting
 from edgeadapt.training.settings import TrainSettings
+from edgeadapt.training.world import TIMEOUT, World
 
 _NOT_SCORED = -100
 
@@ -31,17 +32,32 @@ _NOT_SCORED = -100
 class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
     """SFTTrainer that notes the examples of each step."""
 
-    def __init__(self, *, work: WorkFolder, teacher: Any | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, *, work: WorkFolder, world: World, teacher: Any | None = None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self._work = work
+        self._world = world
         self._teacher = teacher
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """One forward and backward pass."""
         examples = inputs.pop("example")
-        self._work.note_examples(self.state.global_step + 1, examples.tolist())
+        if self._world.leads:
+            self._work.note_examples(self.state.global_step + 1, examples.tolist())
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """Whole batches in every process: the collator takes its share of each.
+
+        Left to itself accelerate fills up an epoch's last batch with examples from its beginning,
+        and so trains several processes on other batches than one.
+        """
+        loader = super().get_train_dataloader()
+        if self._world.size > 1:
+            loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
+        return loader
 
     def compute_loss(
         self,
@@ -64,7 +80,10 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
             losses = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
         else:
             losses = _divergence(self._teacher, logits, inputs, scored)
-        loss = losses / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            loss = losses / scored.sum()
+        else:  # counted over all processes, whose gradients DDP then takes the mean of
+            loss = losses * self._world.size / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -115,10 +134,17 @@ def _divergence(teacher: Any, logits: Any, inputs: Any, scored: Any) -> Any:
 
 
 class _Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
-    """TRL's padding, and the numbers of the examples beside it."""
+    """This process's share of a batch with TRL's padding, and the numbers of all its examples."""
+
+    def __init__(self, world: World, **options: Any) -> None:
+        super().__init__(**options)
+        self._world = world
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
+        share = examples[self._world.rank :: self._world.size]
+        if not share:  # the others wait for its gradients, which are 0
+            share = [examples[0] | {"labels": [_NOT_SCORED] * len(examples[0]["labels"])}]
+        batch: dict[str, Any] = super().torch_call(share)
         batch["example"] = torch.tensor([n for example in examples for n in example["example"]])
         return batch
 
@@ -126,12 +152,13 @@ class _Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
 class _Follow(transformers.TrainerCallback):  # type: ignore[misc]
     """Shows progress, asks for checkpoints by the clock and marks the complete ones."""
 
-    def __init__(self, work: WorkFolder, every_s: float, advance: Advance) -> None:
-        self._work, self._every_s, self._advance = work, every_s, advance
+    def __init__(self, work: WorkFolder, world: World, every_s: float, advance: Advance) -> None:
+        self._work, self._world, self._every_s, self._advance = work, world, every_s, advance
         self._saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = time.monotonic() - self._saved >= self._every_s
+        # Processes save together, and have clocks of their own.
+        due = self._world.tell(time.monotonic() - self._saved >= self._every_s)
         control.should_save = due or state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -140,7 +167,9 @@ class _Follow(transformers.TrainerCallback):  # type: ignore[misc]
             control.should_training_stop |= not math.isfinite(float(logs["loss"]))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._work.mark_complete(state.global_step)
+        self._world.wait()  # each saved a part
+        if self._world.leads:
+            self._work.mark_complete(state.global_step)
         self._saved = time.monotonic()
 
 
@@ -154,6 +183,7 @@ def make_trainer(
     max_steps: int,
     learning_rate: float,
     work: WorkFolder,
+    world: World,
     teacher: Any | None = None,
 ) -> Trainer:
     """Set up a run; the adapter is made here, from the seed."""
@@ -167,12 +197,15 @@ def make_trainer(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     trainer = Trainer(
         work=work,
+        world=world,
         teacher=teacher,
         model=model,
         peft_config=peft_config,
         args=_arguments(settings, max_steps, learning_rate, work.path),
         train_dataset=datasets.Dataset.from_dict(rows),
-        data_collator=_Collator(pad_token_id=pad_id, return_position_ids=settings.packing),
+        data_collator=_Collator(
+            world, pad_token_id=pad_id, return_position_ids=settings.packing
+        ),
         processing_class=tokenizer,
     )
     _undo_bfloat16(trainer)
@@ -211,7 +244,7 @@ def _undo_bfloat16(trainer: Trainer) -> None:
 
 def run(trainer: Trainer, resume: Path | None, every_s: float, advance: Advance) -> None:
     """Train from a checkpoint, or from the start."""
-    trainer.add_callback(_Follow(trainer._work, every_s, advance))
+    trainer.add_callback(_Follow(trainer._work, trainer._world, every_s, advance))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
@@ -238,6 +271,8 @@ def _arguments(
         save_strategy="no",  # _Follow decides
         save_total_limit=2,  # the newest may be incomplete
         use_cpu=not cuda,
+        ddp_find_unused_parameters=False,
+        ddp_timeout=round(TIMEOUT.total_seconds()),
         bf16=cuda and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=cuda,
         report_to="none",

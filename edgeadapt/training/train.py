@@ -39,6 +39,7 @@ from edgeadapt.training.quantization import (
 from edgeadapt.training.score import Score, score_model
 from edgeadapt.training.settings import OptimizerName, TrainSettings
 from edgeadapt.training.teacher import check_teacher, load_teacher, taught_by
+from edgeadapt.training.world import ALONE, World, this_world
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
@@ -69,6 +70,9 @@ def train(
 
     A run that was killed and is called again with the same arguments goes on from its newest
     complete checkpoint, and ends with the same steps over the same examples.
+
+    Where several processes train together (see `world`), each calls this with the same arguments.
+    A batch is that of all of them; one of them writes.
 
     Args:
         base: Hugging Face folder of the base model; read only.
@@ -108,24 +112,45 @@ def train(
     )  # fmt: skip
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")
+    run.world = world = this_world()
+    if world.size > settings.batch_size:
+        raise InputError(
+            f"{world.size} processes cannot share a batch of {settings.batch_size}; raise "
+            "--batch-size, or start fewer"
+        )
+    if world.size > 1 and settings.optimizer not in ("auto", "adamw"):
+        raise InputError(
+            f"the optimizer {settings.optimizer} is for one process; {world.size} processes take "
+            "adamw"
+        )
     place = work or out.with_name(f".{out.name}.work")
     begun_before = place.exists()
+    if not world.leads:
+        world.wait()  # until the folder is there
     folder = WorkFolder(place, inputs)
+    if world.leads:
+        world.wait()
     try:
         with _quiet_libraries(), full_disk_told(place):
             record = run.execute(folder) | inputs
     except InputError:  # the same input would fail again, unless it once went further
-        if not begun_before:
+        if not begun_before and world.leads:
             shutil.rmtree(place, ignore_errors=True)
         raise
+    if world.leads:
+        _publish(folder, record, out)
+        if work is None:
+            shutil.rmtree(folder.path)
+    world.wait()
+    return TrainResult(out, record)
+
+
+def _publish(folder: WorkFolder, record: dict[str, Any], out: Path) -> None:
     finished = folder.path / "result"
     write_json(finished / MANIFEST, {"kind": "training", "schema_version": SCHEMA_VERSION} | record)
     with atomic_folder(out) as partial:
         for path in finished.iterdir():
             shutil.move(path, partial / path.name)  # the work folder may be on another disk
-    if work is None:
-        shutil.rmtree(folder.path)
-    return TrainResult(out, record)
 
 
 @dataclass
@@ -138,6 +163,7 @@ class _Run:
     held_out: list[Encoded]
     teacher: ModelToExport | None = None
     on_step: Callable[[], None] | None = None
+    world: World = ALONE
     optimizer: OptimizerName = "auto"
     """Settled when the model is there."""
 
@@ -194,7 +220,8 @@ class _Run:
                 "held-out perplexity: %.2f before, %.2f after", before["perplexity"],
                 after["perplexity"],
             )  # fmt: skip
-        self._save(trainer.model, config, work.path / "result")
+        if self.world.leads:
+            self._save(trainer.model, config, work.path / "result")
         return {
             **held,
             "steps": trainer.state.global_step,
@@ -215,7 +242,7 @@ class _Run:
         cuda = torch.cuda.is_available()
         options: dict[str, Any] = {
             "dtype": torch.bfloat16 if cuda and self.method.frozen_base else torch.float32,
-            "device_map": {"": 0 if cuda else "cpu"},
+            "device_map": {"": self.world.local_rank if cuda else "cpu"},
             "local_files_only": True,
         }
         dtype = str(options["dtype"]).removeprefix("torch.")
@@ -237,14 +264,14 @@ class _Run:
         return model, held
 
     def _score(self, model: Any, title: str) -> dict[str, float] | None:
-        if not self.held_out:
+        if not self.held_out or not self.world.leads:
             return None
         score: Score = score_model(model, self.held_out, title=title)
         return score.record()
 
     def _score_before(self, model: Any, work: WorkFolder) -> dict[str, float] | None:
         known: dict[str, float] | None = work.recall("before")
-        if known is None:
+        if known is None and self.world.leads:
             known = self._score(model, "held-out loss, before")
             work.remember("before", known)
         return known
@@ -264,6 +291,7 @@ class _Run:
                 model, make(self.settings) if make else None, tokenizer, self.encoded,
                 self.settings, max_steps=self.max_steps, learning_rate=self.learning_rate,
                 work=work, teacher=self.teacher and load_teacher(self.teacher, model.device),
+                world=self.world,
             )  # fmt: skip
         except ValueError as error:  # what PEFT and TRL raise for models they cannot adapt
             raise UnsupportedError(
@@ -272,8 +300,11 @@ class _Run:
         if self.settings.packing:
             log.info("packed %d examples into %d rows", len(self.encoded), self.rows)
         self.optimizer = self._settle_optimizer(trainer, work)
-        done, checkpoint = work.newest_checkpoint() or (0, None)
-        work.rewind(done)
+        # Only one of several processes may remove what is incomplete.
+        newest = self.world.tell(work.newest_checkpoint() if self.world.leads else None)
+        done, checkpoint = newest or (0, None)
+        if self.world.leads:
+            work.rewind(done)
         if checkpoint is not None:
             log.info("going on from step %d of %d", done, self.max_steps)
         if checkpoint is not None and done >= self.max_steps:
@@ -295,6 +326,9 @@ class _Run:
         """Set it; a run that goes on keeps what it began with, whatever memory is free now."""
         from edgeadapt.training import optimizer
 
+        if self.world.size > 1:  # the state is theirs together
+            optimizer.set_optimizer(trainer, "adamw", work.path)
+            return "adamw"
         name: OptimizerName = work.recall("optimizer") or self.settings.optimizer
         if name == "auto":
             need = optimizer.need_of(trainer.model)
