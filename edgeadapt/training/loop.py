@@ -56,7 +56,8 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         """
         loader = super().get_train_dataloader()
         if self._world.size > 1:
-            loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
+            sampler = loader.batch_sampler
+            sampler.num_processes, sampler.process_index, sampler.even_batches = 1, 0, False
         return loader
 
     def compute_loss(

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from edgeadapt.errors import UnsupportedError
 from edgeadapt.extras import need
 
 TIMEOUT = datetime.timedelta(days=1)
@@ -51,8 +52,16 @@ def this_world() -> World:
     """Join the others, if there are any: NCCL on GPUs, gloo on CPUs.
 
     Raises:
+        UnsupportedError: the launcher asks for what is not shared batches (DDP).
         MissingExtraError: accelerate is not installed.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        # accelerate 1.15 forgets this on CPUs without a word, and trains by DDP.
+        raise UnsupportedError(
+            "accelerate was told to shard the model (FSDP), which accelerate does not do on CPUs "
+            "and edgeadapt does not do on GPUs; start it with --multi_gpu or --cpu, or type: "
+            "edgeadapt train --processes N"
+        )
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
+from edgeadapt.training import processes
 from edgeadapt.training.processes import train_in_processes
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.train import train
@@ -47,3 +54,81 @@ def test_two_processes_have_the_loss_curve_of_one(base: Path, data: Path, tmp_pa
     ours, expected = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("two", "one"))
     for name, tensor in expected.items():
         assert ours[name] == pytest.approx(tensor, abs=1e-5), name
+
+
+def test_a_killed_process_ends_all_and_the_rest_goes_on_from_the_checkpoint(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, of which one is killed, then as one: the curve is that of no kill."""
+    work, settings = tmp_path / "work", SETTINGS.model_copy(update={"gradient_accumulation": 1})
+    started: list[int] = []
+    real = processes.run_job
+
+    def noting(*args: Any, on_start: Any, on_progress: Any, **options: Any) -> Any:
+        def start(process: int) -> None:
+            started.append(process)
+            on_start(process)
+
+        def step(amount: float) -> None:
+            on_progress(amount)
+            steps.append(amount)
+            if len(steps) == 3:
+                os.kill(started[-1], signal.SIGKILL)
+
+        return real(*args, on_start=start, on_progress=on_progress and step, **options)
+
+    steps: list[float] = []
+    monkeypatch.setattr(processes, "run_job", noting)
+    with pytest.raises(RuntimeFailure, match="was ended by SIGKILL"):
+        train_in_processes(
+            2, base, data, None, settings, tmp_path / "out", base_spec="tiny", work=work
+        )
+    assert not any(psutil.pid_exists(process) for process in started)
+    assert not (tmp_path / "out").exists() and len(steps) < 5
+
+    found = train(base, data, None, settings, tmp_path / "out", base_spec="tiny", work=work)
+    whole = train(base, data, None, settings, tmp_path / "whole", base_spec="tiny")
+    assert found.record["losses"] == pytest.approx(whole.record["losses"], rel=1e-5, abs=1e-5)
+    assert len(order(work)) == 5
+
+
+def test_accelerate_launch_trains_the_same(base: Path, data: Path, tmp_path: Path) -> None:
+    words = ["train", "--base", str(base), "--data", str(data), "--method", "lora", "--r", "4"]
+    words += ["--max-steps", "3", "--batch-size", "3", "--learning-rate", "1e-2", "--json"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    records = []
+    for name, start in (("two", launch), ("one", ["-m"])):
+        done = subprocess.run(
+            [sys.executable, *start, "edgeadapt", *words, "--out", str(tmp_path / name)],
+            capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        records.append(json.loads(done.stdout))  # of one process alone
+    two, one = records
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5, abs=1e-5)
+    assert two["trained_parameters"] == one["trained_parameters"]
+
+
+def test_a_failure_in_the_processes_is_told_as_in_one(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    diverging = SETTINGS.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(RuntimeFailure, match="training diverged"):
+        train_in_processes(2, base, data, None, diverging, tmp_path / "out", base_spec="tiny")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_launcher_that_asks_for_sharding_is_refused(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UnsupportedError, match="--processes N"):
+        train(base, data, None, SETTINGS, tmp_path / "out", base_spec="tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_processes_than_examples_in_a_batch_are_refused(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="5 processes cannot share a batch of 4"):
+        train_in_processes(5, base, data, None, SETTINGS, tmp_path / "out", base_spec="tiny")
