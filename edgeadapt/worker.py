@@ -34,6 +34,7 @@ Progress = Callable[[float], None]
 _JOBS = {
     "bench": "edgeadapt.bench.protocol:run",
     "train": "edgeadapt.training.apart:run_train",
+    "sweep": "edgeadapt.training.sweep:run_sweep",
     "train-rank": "edgeadapt.training.processes:run_rank",
     "score": "edgeadapt.jobs:run_score",
     "sample": "edgeadapt.jobs:run_sample",

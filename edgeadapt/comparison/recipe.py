@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -39,6 +41,10 @@ class MethodWish(_Section):
         (), description="merged, or separate: beside the base's file; both, to compare the two"
     )
     train: dict[str, Any] = Field({}, description="training settings, over those for all")
+    sweep: dict[str, tuple[Any, ...]] = Field(
+        {}, description="training settings with the values to try; the best of all combinations "
+        "on a slice of the training data is taken",
+    )  # fmt: skip
     examples: int = Field(3, ge=1, le=64, description="few-shot: questions with their answers")
     passages: int = Field(3, ge=1, le=64, description="rag: most passages for a question")
     prompt_tokens: int = Field(384, ge=16, description="few-shot and rag: most tokens to add")
@@ -65,8 +71,20 @@ class MethodWish(_Section):
         """Whether something is trained."""
         return self.method in METHODS
 
+    def combinations(self) -> list[dict[str, Any]]:
+        """What the sweep tries; one empty combination without a sweep."""
+        values = itertools.product(*self.sweep.values())
+        return [dict(zip(self.sweep, chosen, strict=True)) for chosen in values]
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.sweep and not self.trained:
+            raise ValueError(f"{self.method} trains nothing; leave sweep out")
+        for name, tried in self.sweep.items():
+            if name in ("method", "seed"):
+                raise ValueError(f"sweep cannot vary {name}; compare has methods and seeds for it")
+            if not tried or len({repr(value) for value in tried}) < len(tried):
+                raise ValueError(f"sweep needs for {name} values that differ")
         if "separate" in self.ship and self.method not in (*_ALWAYS_SEPARATE, *_CAN_BE_SEPARATE):
             raise ValueError(
                 f"{self.method} cannot ship separate; {', '.join(_CAN_BE_SEPARATE)} can"
@@ -177,18 +195,23 @@ class ComparisonRecipe(_Section):
         for wish in self.methods:
             if wish.trained:
                 try:
-                    self.settings(wish, self.seeds[0])
+                    for chosen in wish.combinations():
+                        self.settings(wish, self.seeds[0], chosen)
                 except InputError as error:
                     raise ValueError(f"{wish.label}: {error}") from error
         return self
 
-    def settings(self, wish: MethodWish, seed: int) -> TrainSettings:
-        """How a method is trained.
+    def settings(
+        self, wish: MethodWish, seed: int, chosen: Mapping[str, Any] = MappingProxyType({})
+    ) -> TrainSettings:
+        """How a method is trained, with what was chosen in its sweep.
 
         Raises:
             InputError: a setting is unknown or out of range; names it.
         """
-        return train_settings(self.train | wish.train | {"method": wish.method, "seed": seed})
+        return train_settings(
+            self.train | wish.train | dict(chosen) | {"method": wish.method, "seed": seed}
+        )
 
     def trials(self) -> Iterator[Trial]:
         """Every trial once; what no seed and no training data change is done once alone."""

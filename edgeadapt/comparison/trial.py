@@ -15,6 +15,7 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.comparison.ground import Ground, share_of
 from edgeadapt.comparison.measure import Subject, bench, measure
 from edgeadapt.comparison.recipe import PROMPTING, Ship, Trial
+from edgeadapt.comparison.sweep import swept
 from edgeadapt.data.load import data_hash
 from edgeadapt.export import export_adapter, export_prefix
 from edgeadapt.fidelity.models import ReferenceModel, State, reference_models
@@ -83,7 +84,8 @@ def _make(space: Workspace, ground: Ground, trial: Trial, data: Path) -> Made:
         return Made(_PLAIN, None, prompting_stage(space, ground, trial, data, plain))
     if not trial.wish.trained:
         return Made(_PLAIN, None)
-    settings = ground.recipe.settings(trial.wish, trial.seed)
+    chosen, sweep = swept(space, ground, trial, data)
+    settings = ground.recipe.settings(trial.wish, trial.seed, chosen)
     key = {
         "base": ground.inputs.base_sha256,
         "data": data_hash(data),
@@ -108,6 +110,7 @@ def _make(space: Workspace, ground: Ground, trial: Trial, data: Path) -> Made:
     model = adapted(result.folder / "trained")
     told = ("steps", "learning_rate", "examples", "trained_parameters", "losses", "quantization")
     training = {key: model.record[key] for key in told} | result.read("cost.json")
+    training |= {"sweep": sweep} if sweep else {}
     return Made(model, training)
 
 

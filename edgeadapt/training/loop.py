@@ -22,8 +22,9 @@ from edgeadapt.data.encode import Encoded
 from edgeadapt.training import bottleneck
 from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.packing import check_packing, pack
-from edgeadapt.training.score import only_predicting, predicting
+from edgeadapt.training.score import only_predicting, predicting, score_model
 from edgeadapt.training.settings import TrainSettings
+from edgeadapt.training.sweep import Watch, rungs
 from edgeadapt.training.world import TIMEOUT, World
 
 _NOT_SCORED = -100
@@ -243,8 +244,30 @@ def _undo_bfloat16(trainer: Trainer) -> None:
             parameter.data = parameter.data.float()
 
 
-def run(trainer: Trainer, resume: Path | None, every_s: float, advance: Advance) -> None:
+class _Validate(transformers.TrainerCallback):  # type: ignore[misc]
+    """Scores the validation examples at each rung, and ends what is not to go on."""
+
+    def __init__(self, watch: Watch, encoded: Sequence[Encoded]) -> None:
+        self._watch, self._encoded = watch, encoded
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        step = state.global_step
+        if step in rungs(state.max_steps):
+            score = score_model(model, self._encoded, title="validation loss").record()
+            last = step == state.max_steps
+            control.should_training_stop |= not self._watch.report(step, score["nll"], last)
+
+
+def run(
+    trainer: Trainer,
+    resume: Path | None,
+    every_s: float,
+    advance: Advance,
+    watch: tuple[Watch, Sequence[Encoded]] | None = None,
+) -> None:
     """Train from a checkpoint, or from the start."""
+    if watch is not None:
+        trainer.add_callback(_Validate(*watch))
     trainer.add_callback(_Follow(trainer._work, trainer._world, every_s, advance))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 

@@ -38,6 +38,7 @@ from edgeadapt.training.quantization import (
 )
 from edgeadapt.training.score import Score, score_model
 from edgeadapt.training.settings import OptimizerName, TrainSettings
+from edgeadapt.training.sweep import Watch
 from edgeadapt.training.teacher import check_teacher, load_teacher, taught_by
 from edgeadapt.training.world import ALONE, World, this_world
 
@@ -65,6 +66,7 @@ def train(
     work: Path | None = None,
     teacher: ModelToExport | None = None,
     on_step: Callable[[], None] | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Train on a dataset and write a plain PEFT adapter folder (a model folder for `full`).
 
@@ -85,6 +87,7 @@ def train(
             end.
         teacher: a model whose predictions are learned in place of the data's own answers.
         on_step: called after each optimizer step.
+        watch: validation that may end the training early.
 
     Raises:
         InputError: the teacher reads text as other tokens, the data cannot be used, `out` exists,
@@ -108,7 +111,7 @@ def train(
     )  # fmt: skip
     run = _Run(
         base, base_spec, settings, METHODS[settings.method], encoded, held_out or [], teacher,
-        on_step,
+        on_step, watch and (watch, encode_dataset(watch.data, tokenizer, settings.max_tokens)),
     )  # fmt: skip
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")
@@ -163,6 +166,7 @@ class _Run:
     held_out: list[Encoded]
     teacher: ModelToExport | None = None
     on_step: Callable[[], None] | None = None
+    watch: tuple[Watch, list[Encoded]] | None = None
     world: World = ALONE
     optimizer: OptimizerName = "auto"
     """Settled when the model is there."""
@@ -319,7 +323,7 @@ class _Run:
                 if self.on_step is not None:
                     self.on_step()
 
-            loop.run(trainer, checkpoint, self.settings.save_every_s, step)
+            loop.run(trainer, checkpoint, self.settings.save_every_s, step, self.watch)
         return trainer
 
     def _settle_optimizer(self, trainer: Any, work: WorkFolder) -> OptimizerName:

@@ -1,0 +1,121 @@
+"""Training settings tried one after another, the worse ones stopped early.
+
+The rule is ASHA's (Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020,
+with a reduction factor of 3): at a ninth and a third of the steps a run goes on only if its
+validation loss is among the best third of those that have come this far.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeadapt.console import log
+from edgeadapt.errors import RuntimeFailure
+from edgeadapt.files import read_json, write_json
+from edgeadapt.training.settings import TrainSettings
+from edgeadapt.worker import Progress
+
+FACTOR = 3
+_RUNGS = 3
+_RECORD = "tried.json"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Validation while training."""
+
+    data: Path
+    """Examples that are not trained on."""
+    report: Callable[[int, float, bool], bool]
+    """Takes a step, the mean loss after it in nats a token, and whether it is the last; false ends
+    the training."""
+
+
+def rungs(max_steps: int) -> list[int]:
+    """Steps after which a run is judged; the last is its end."""
+    steps = (max_steps // FACTOR**k for k in range(_RUNGS))
+    return sorted({step for step in steps if step > 0})
+
+
+def goes_on(loss: float, others: Sequence[float]) -> bool:
+    """Whether a run stays among the best third at a rung; the first to come always does."""
+    better = sum(other <= loss for other in others)
+    return better < math.ceil((len(others) + 1) / FACTOR)
+
+
+def best(tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The one with the least loss of those that came to the end.
+
+    Raises:
+        RuntimeFailure: all diverged.
+    """
+    ended = [one for one in tried if one["ended"] == "done"]
+    if not ended:
+        raise RuntimeFailure(
+            "training diverged with every combination of the sweep; lower its rates"
+        )
+    return min(ended, key=lambda one: float(one["losses"][-1][1]))
+
+
+def run_sweep(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
+    """The `sweep` job: train each combination, and write what was found after each rung.
+
+    Killed, it goes on from the checkpoint of the one under way.
+
+    Args:
+        payload: `base`, `data`, `validation`, `base_spec`, `folder`, and `combinations`: each its
+            `values` and whole `settings`.
+        advance: called after each step.
+
+    Returns:
+        `tried`: of each combination its `values`, `losses` ([step, nats a token]) and `ended`:
+        done, stopped or diverged.
+    """
+    from edgeadapt.training.train import train
+
+    folder = Path(payload["folder"])
+    record = folder / _RECORD
+    tried: list[dict[str, Any]] = read_json(record) if record.exists() else []
+    for number, wanted in enumerate(payload["combinations"]):
+        if number == len(tried):
+            tried.append({"values": wanted["values"], "losses": [], "ended": None})
+        one = tried[number]
+        if one["ended"]:
+            continue
+        others = tried[:number]
+
+        def report(
+            step: int, loss: float, last: bool, one: Any = one, others: Any = others
+        ) -> bool:
+            known = [at for other in others for at in other["losses"] if at[0] == step]
+            one["losses"] = [at for at in one["losses"] if at[0] < step] + [[step, loss]]
+            if not math.isfinite(loss):
+                one["losses"].pop()
+                one["ended"] = "diverged"
+            elif not last and not goes_on(loss, [value for _, value in known]):
+                one["ended"] = "stopped"
+            write_json(record, tried)
+            log.info("%s: loss %.4f after step %d", one["values"], loss, step)
+            return one["ended"] is None
+
+        out, work = folder / f"out-{number}", folder / f"work-{number}"
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            train(
+                Path(payload["base"]), Path(payload["data"]), None,
+                TrainSettings(**wanted["settings"]), out, base_spec=payload["base_spec"],
+                work=work, watch=Watch(Path(payload["validation"]), report),
+                on_step=lambda: advance(1.0),
+            )  # fmt: skip
+        except RuntimeFailure:
+            one["ended"] = "diverged"
+        one["ended"] = one["ended"] or "done"
+        write_json(record, tried)
+        for place in (out, work):
+            shutil.rmtree(place, ignore_errors=True)
+    return {"tried": tried}
