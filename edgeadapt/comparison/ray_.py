@@ -27,7 +27,9 @@ from edgeadapt import __version__
 from edgeadapt.comparison.ground import Ground, find_ground
 from edgeadapt.comparison.recipe import Trial
 from edgeadapt.comparison.run import Execute
-from edgeadapt.comparison.trial import run_trial
+from edgeadapt.comparison.sweep import swept
+from edgeadapt.comparison.trial import data_of, run_trial
+from edgeadapt.comparison.tune import tune_on_ray
 from edgeadapt.console import log, set_verbosity
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import EdgeAdaptError, HostFailure, InputError, RuntimeFailure
@@ -128,9 +130,12 @@ def _done_on(
     shared = ray.put(ground)
     needs = {trial.slug: (cpus, declared_memory(ground, trial)) for trial in trials}
     pending: dict[Any, Trial] = {}
+    sweeps: dict[str, dict[str, Any]] = {}
     try:
-        for trial in trials:
+        for trial in sorted(trials, key=lambda one: bool(one.wish.sweep)):
             memory = needs[trial.slug][1]
+            if trial.wish.sweep:
+                trial, sweeps[trial.slug] = _settled(ray, ground, trial, cpus, memory)
             options = {"num_cpus": cpus, "num_gpus": wanted.gpus, "memory": memory}
             ref = task.options(name=str(trial), max_retries=wanted.retries, **options).remote(
                 shared, trial, driver
@@ -142,6 +147,8 @@ def _done_on(
             for ref in ready:
                 trial = pending.pop(ref)
                 answer = _answer(ray, ref, trial)
+                if trial.slug in sweeps:
+                    answer["result"]["training"]["sweep"] = sweeps[trial.slug]
                 done = len(trials) - len(pending)
                 log.info("=== %s: done on %s (%d of %d)", trial, answer["node"], done, len(trials))
                 yield trial.slug, answer["result"]
@@ -155,6 +162,29 @@ def _done_on(
             with contextlib.suppress(Exception):  # the cluster may be what failed
                 ray.cancel(ref, force=True)
         token.unlink(missing_ok=True)
+
+
+def _settled(
+    ray: Any, ground: Ground, trial: Trial, cpus: int, memory: int
+) -> tuple[Trial, dict[str, Any]]:
+    """The trial with the settings that its sweep chose, and the sweep's record.
+
+    All of the cluster works at one sweep; trials whose settings are known run beside it.
+    """
+
+    def search(_: Trial, payload: dict[str, Any]) -> list[dict[str, Any]]:
+        if not _some_fits(ray, [(cpus, memory)]):
+            raise RuntimeFailure(_nothing_fits(ray, cpus, memory))
+        wanted = ground.recipe.cluster
+        resources = {"cpu": float(cpus), "gpu": wanted.gpus, "memory": float(memory)}
+        return tune_on_ray(payload, resources=resources, retries=wanted.retries)
+
+    log.info("=== sweep of %s", trial)
+    space = ground.workspace()
+    chosen, record = swept(space, ground, trial, data_of(space, ground, trial), search)
+    assert record is not None
+    wish = trial.wish.model_copy(update={"train": trial.wish.train | chosen, "sweep": {}})
+    return replace(trial, wish=wish), record
 
 
 def declared_memory(ground: Ground, trial: Trial) -> int:

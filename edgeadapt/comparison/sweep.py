@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,19 @@ from edgeadapt.worker import run_job
 _SHARE, _MOST = 0.1, 64
 
 
+Search = Callable[[Trial, dict[str, Any]], list[dict[str, Any]]]
+"""Tries the combinations in a payload of `run_sweep`; returns what it does as `tried`."""
+
+
+def one_by_one(trial: Trial, payload: dict[str, Any]) -> list[dict[str, Any]]:
+    """Combinations one after another, in a child process."""
+    with progress(f"sweep of {trial}", 0, "steps") as advance:
+        tried: list[dict[str, Any]] = run_job("sweep", payload, on_progress=advance)["tried"]
+    return tried
+
+
 def swept(
-    space: Workspace, ground: Ground, trial: Trial, data: Path
+    space: Workspace, ground: Ground, trial: Trial, data: Path, search: Search = one_by_one
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Try every combination, from a stage of its own.
 
@@ -55,12 +67,9 @@ def swept(
             "folder": str(folder),
             "combinations": combinations,
         }
-        with progress(f"sweep of {trial}", 0, "steps") as advance:
-            found = run_job("sweep", payload, on_progress=advance)
-        chosen = best(found["tried"])["values"]
-        write_json(
-            folder / "sweep.json", found | {"chosen": chosen, "validation_examples": examples}
-        )
+        tried = search(trial, payload)
+        found = {"tried": tried, "chosen": best(tried)["values"], "validation_examples": examples}
+        write_json(folder / "sweep.json", found)
 
     stage = space.stage(f"sweep-{trial.slug}", key, work, tools=TRAINING_TOOLS, reads_first=True)
     record: dict[str, Any] = stage.read("sweep.json")

@@ -51,7 +51,7 @@ def run_trial(ground: Ground, trial: Trial) -> dict[str, Any]:
         EdgeAdaptError: a stage failed.
     """
     space = ground.workspace()
-    data = _data(space, ground, trial)
+    data = data_of(space, ground, trial)
     made = _make(space, ground, trial, data)
     return {
         "method": trial.wish.method,
@@ -64,7 +64,8 @@ def run_trial(ground: Ground, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _data(space: Workspace, ground: Ground, trial: Trial) -> Path:
+def data_of(space: Workspace, ground: Ground, trial: Trial) -> Path:
+    """The trial's share of the training data."""
     if trial.fraction == 1 or trial.wish.method == "none":
         return ground.train_data
     key = {"data": data_hash(ground.train_data), "fraction": trial.fraction, "seed": trial.seed}

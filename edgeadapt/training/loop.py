@@ -254,8 +254,8 @@ class _Validate(transformers.TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if step in rungs(state.max_steps):
             score = score_model(model, self._encoded, title="validation loss").record()
-            last = step == state.max_steps
-            control.should_training_stop |= not self._watch.report(step, score["nll"], last)
+            on = self._watch.report(step, state.max_steps, score["nll"])
+            control.should_training_stop |= not on
 
 
 def run(

@@ -31,9 +31,8 @@ class Watch:
 
     data: Path
     """Examples that are not trained on."""
-    report: Callable[[int, float, bool], bool]
-    """Takes a step, the mean loss after it in nats a token, and whether it is the last; false ends
-    the training."""
+    report: Callable[[int, int, float], bool]
+    """Takes a step, the last step, and the mean loss in nats a token; false ends the training."""
 
 
 def rungs(max_steps: int) -> list[int]:
@@ -89,15 +88,13 @@ def run_sweep(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
             continue
         others = tried[:number]
 
-        def report(
-            step: int, loss: float, last: bool, one: Any = one, others: Any = others
-        ) -> bool:
+        def report(step: int, last: int, loss: float, one: Any = one, others: Any = others) -> bool:
             known = [at for other in others for at in other["losses"] if at[0] == step]
             one["losses"] = [at for at in one["losses"] if at[0] < step] + [[step, loss]]
             if not math.isfinite(loss):
                 one["losses"].pop()
                 one["ended"] = "diverged"
-            elif not last and not goes_on(loss, [value for _, value in known]):
+            elif step < last and not goes_on(loss, [value for _, value in known]):
                 one["ended"] = "stopped"
             write_json(record, tried)
             log.info("%s: loss %.4f after step %d", one["values"], loss, step)

@@ -25,6 +25,7 @@ from edgeadapt.comparison.ground import find_ground
 from edgeadapt.comparison.recipe import load_comparison
 from edgeadapt.comparison.trial import run_trial
 from edgeadapt.errors import InputError
+from edgeadapt.jobs import available_threads
 from tests.comparison.test_compare import without_times
 from tests.tiny import save_llama
 
@@ -141,6 +142,32 @@ def test_a_node_killed_in_the_middle_changes_no_figure(workplace: Path, cluster:
         assert [e["domain"] for e in one["entries"]] == [e["domain"] for e in other["entries"]]
         if one["training"]:
             assert one["training"]["losses"] == other["training"]["losses"]
+
+
+@pytest.mark.e2e
+def test_a_sweep_on_ray_chooses_what_it_chooses_alone(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rates = [1e-2, 1e-9, 1e30]
+    lora = {"method": "lora", "sweep": {"learning_rate": rates}}
+    path = write_recipe(
+        workplace, name="sweep", methods=["none", lora], seeds=[0],
+        cluster={"memory_gib": 0.2, "cpus": available_threads()},  # one at a time
+    )  # fmt: skip
+    recipe = load_comparison(str(path))
+    with ray_.ray_cluster("local") as execute:
+        found = run.compare_methods(recipe, workplace / "sweep-ray", execute=execute)
+    assert not ours()
+    alone = run.compare_methods(recipe, workplace / "sweep-alone")
+    one, other = (document["trials"][1]["training"] for document in (found, alone))
+    assert one["sweep"]["chosen"] == other["sweep"]["chosen"] == {"learning_rate": 1e-2}
+    assert one["losses"] == other["losses"]
+    assert one["sweep"]["tried"] == other["sweep"]["tried"]
+    tried = one["sweep"]["tried"]
+    assert [entry["values"]["learning_rate"] for entry in tried] == rates
+    assert [entry["ended"] for entry in tried] == ["done", "stopped", "diverged"]
+    assert [step for step, _ in tried[0]["losses"]] == [1, 4]
 
 
 def ours() -> list[str]:
