@@ -25,7 +25,7 @@ from edgeadapt.training.packing import check_packing, pack
 from edgeadapt.training.score import only_predicting, predicting, score_model
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.sweep import Watch, rungs
-from edgeadapt.training.world import TIMEOUT, World
+from edgeadapt.training.world import ALONE, TIMEOUT, World
 
 _NOT_SCORED = -100
 
@@ -185,7 +185,7 @@ def make_trainer(
     max_steps: int,
     learning_rate: float,
     work: WorkFolder,
-    world: World,
+    world: World = ALONE,
     teacher: Any | None = None,
 ) -> Trainer:
     """Set up a run; the adapter is made here, from the seed."""

@@ -111,7 +111,10 @@ def train(
     )  # fmt: skip
     run = _Run(
         base, base_spec, settings, METHODS[settings.method], encoded, held_out or [], teacher,
-        on_step, watch and (watch, encode_dataset(watch.data, tokenizer, settings.max_tokens)),
+        on_step,
+        watch=None
+        if watch is None
+        else (watch, encode_dataset(watch.data, tokenizer, settings.max_tokens)),
     )  # fmt: skip
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")

@@ -199,6 +199,11 @@ def _embeddings(edgeadapt: Callable[..., str], folder: Path) -> None:
     _retrieve(edgeadapt, folder, "embeddings")
 
 
+def _ray(edgeadapt: Callable[..., str], folder: Path) -> None:
+    told = edgeadapt("compare", "compare-demo", "--ray", "auto", expected=2)
+    assert "no Ray cluster answers at 'auto'" in told
+
+
 EXTRAS: dict[str, Check] = {
     "tokenizers": _tokenizers,
     "retrieval": _retrieve,
@@ -211,6 +216,7 @@ EXTRAS: dict[str, Check] = {
     "convert": _convert,
     "train": _train,
     "embeddings": _embeddings,
+    "ray": _ray,
 }
 """In the order in which they are installed on top of each other, the largest last."""
 
