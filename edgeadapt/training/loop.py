@@ -205,9 +205,7 @@ def make_trainer(
         peft_config=peft_config,
         args=_arguments(settings, max_steps, learning_rate, work.path),
         train_dataset=datasets.Dataset.from_dict(rows),
-        data_collator=_Collator(
-            world, pad_token_id=pad_id, return_position_ids=settings.packing
-        ),
+        data_collator=_Collator(world, pad_token_id=pad_id, return_position_ids=settings.packing),
         processing_class=tokenizer,
     )
     _undo_bfloat16(trainer)
