@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -90,6 +91,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         }
     debug = log.isEnabledFor(logging.DEBUG)
     try:
+        _knock(address)
         with _own_sigterm():
             ray.init(
                 address=address, log_to_driver=debug,
@@ -104,6 +106,17 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See that somebody is there: Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager
