@@ -22,8 +22,8 @@ from edgeadapt.console import emit, emit_json
 @click.option(
     "--ray",
     metavar="ADDRESS",
-    help="Do trials as tasks of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local to "
-    "start one here. Without it, one after another.",
+    help="Do trials as tasks of a Ray cluster: auto, HOST:PORT, or local to start one "
+    "here. Without it, one after another.",
 )
 @standard
 def command(recipe: str, runs: Path, ray: str | None, as_json: bool) -> None:

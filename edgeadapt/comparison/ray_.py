@@ -67,13 +67,19 @@ def ray_cluster(address: str) -> Iterator[Execute]:
     """A way to do trials, while the connection lasts.
 
     Args:
-        address: `auto` (the cluster that this machine belongs to), `HOST:PORT` of its head,
-            `ray://HOST:PORT`, or `local`: one on this machine that ends with the comparison.
+        address: `auto` (the cluster that this machine belongs to), `HOST:PORT` of its head, or
+            `local`: one on this machine that ends with the comparison.
 
     Raises:
+        InputError: the address is of Ray's client protocol, `ray://`.
         MissingExtraError: Ray is not installed.
         HostFailure: there is no cluster, or it does not answer.
     """
+    if address.startswith("ray://"):
+        raise InputError(
+            f"--ray {address}: edgeadapt does not speak Ray's client protocol; run it on a machine "
+            "of the cluster with --ray auto, or give the head's HOST:PORT"
+        )
     ray = need("ray", "comparing on a Ray cluster")
     with _connected(ray, address):
         yield lambda ground, trials: _done_on(ray, ground, trials)
@@ -114,7 +120,7 @@ def _knock(address: str) -> None:
     Raises:
         OSError: nobody is.
     """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 

@@ -259,12 +259,18 @@ def test_memory_is_declared_by_the_recipe_or_by_the_bases_size(workplace: Path) 
     assert plain == lora and full - 2**30 == 2 * (lora - 2**30) > 0
 
 
-@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9", "ray://127.0.0.1:9"])
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9"])
 def test_an_address_without_a_cluster_is_refused(workplace: Path, address: str) -> None:
     words = ["compare", str(write_recipe(workplace)), "--ray", address]
     found = CliRunner().invoke(cli, words)
     assert found.exit_code == 2 and "say --ray local" in found.stderr
     assert not ours()
+
+
+def test_rays_client_protocol_is_refused(workplace: Path) -> None:
+    words = ["compare", str(write_recipe(workplace)), "--ray", "ray://127.0.0.1:10001"]
+    found = CliRunner().invoke(cli, words)
+    assert found.exit_code == 2 and "with --ray auto" in found.stderr
 
 
 def test_a_trial_is_done_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
