@@ -122,7 +122,9 @@ def test_it_is_installed_and_says_what_this_machine_says(
     assert "torch" not in bench.stderr and (
         "DOTPROD" in record["runtime"]["build"]["features"]
     ) == ("dotprod" in isa)
-    assert record["memory"]["peak_rss"] <= bench.peak_bytes < MOST_BYTES
+    # Two of the kernel's counters, which it brings up to date at different moments.
+    assert record["memory"]["peak_rss"] <= 1.03 * bench.peak_bytes
+    assert bench.peak_bytes < MOST_BYTES
 
     found = yaml.safe_load(board.run(program, "devices", "detect").stdout)
     assert (found["cpu"]["arch"], found["cpu"]["isa"]) == ("aarch64", isa)
