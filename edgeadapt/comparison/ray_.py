@@ -106,8 +106,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         raise HostFailure(
             f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}); start one with "
-            "`ray start --head`, or say --ray local; Ray 2.59 and later ask for the cluster's token: "
-            "see `ray get-auth-token`"
+            "`ray start --head`, or say --ray local; Ray 2.59 and later ask for the cluster's "
+            "token: see `ray get-auth-token`"
         ) from error
     try:
         yield

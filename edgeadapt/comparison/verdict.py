@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgeadapt.planner.model import ModelFacts
 
 _GIB = 2**30
 _ALIKE = 1.05
-"""Times for an answer within 5% of the shortest count as equal: predictions are no better."""
+"""Times and sizes within 5% of the least count as equal: predictions are no better."""
 _RUNTIME, _FORMAT = "llama-cpp", "gguf"
 
 
@@ -145,9 +145,9 @@ def _choose(
         if one is not best
     }
     tied = [one for one in fitting if one is best or not leads[id(one)].decided]
-    quickest = min(one.seconds("median") for one in tied)
-    quick = [one for one in tied if one.seconds("median") <= _ALIKE * quickest]
-    taken = min(quick, key=lambda one: (one.contender.bytes_update, _training_s(one)))
+    quick = _least(tied, lambda one: one.seconds("median"))
+    small = _least(quick, lambda one: one.contender.bytes_update)
+    taken = min(small, key=_training_s)
     gain = gains[id(taken.contender)]
     return {
         "name": taken.contender.name,
@@ -161,6 +161,12 @@ def _choose(
         "left_out": left_out,
         "reason": _reason(taken, best, tied, leads, gain, recipe),
     }
+
+
+def _least(some: Sequence[OnDevice], cost: Callable[[OnDevice], float]) -> list[OnDevice]:
+    """Those whose cost is the least, or alike."""
+    least = min(map(cost, some))
+    return [one for one in some if cost(one) <= _ALIKE * least]
 
 
 def _reason(
@@ -197,7 +203,7 @@ def _cheaper(taken: OnDevice, others: Sequence[OnDevice]) -> str:
     slower = [one for one in others if one.seconds("median") > _ALIKE * taken.seconds("median")]
     if len(slower) == len(others):
         return "answers soonest on this device"
-    update = taken.contender.bytes_update
+    update = _ALIKE * taken.contender.bytes_update
     if all(one.contender.bytes_update > update for one in others if one not in slower):
         return "needs the fewest bytes for an update, of those that answer as soon"
     return "takes the shortest training, of those that answer and update as cheaply"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,29 +107,35 @@ def _score(task: Mapping[str, Any] | None) -> str:
 
 
 def _costs(document: Document) -> Table:
+    counted = any(one["trained"] and one["trained"]["joules"] for one in document["contenders"])
     rows = []
     for one in document["contenders"]:
-        trained, sizes = one["trained"], one["bytes"]
+        trained, sizes = one["trained"] or {}, one["bytes"]
         rows.append((
             one["name"],
-            "-" if trained is None else _count(trained["parameters"]),
-            "-" if trained is None else f"{100 * trained['share']:.2g}%",
-            "-" if trained is None or trained["seconds"] is None else f"{trained['seconds']:.0f}",
-            "-" if trained is None or trained["peak_memory"] is None
-            else f"{trained['peak_memory'] / MIB:.0f}",
-            "-" if trained is None or trained["joules"] is None else f"{trained['joules']:.0f}",
+            _shown(trained.get("parameters"), _count),
+            _shown(trained.get("share"), lambda share: f"{100 * share:.2g}%" if share < 0.995
+                   else "100%"),
+            _shown(trained.get("seconds"), lambda seconds: f"{seconds:.0f}"),
+            _shown(trained.get("peak_memory"), lambda peak: f"{peak / MIB:.0f}"),
+            *((_shown(trained.get("joules"), lambda joules: f"{joules:.0f}"),) if counted else ()),
             _mib(sizes["first"]),
             _mib(sizes["update"]),
         ))  # fmt: skip
+    energy = ("J",) if counted else ()
     return Table(
         "What each costs",
-        ("Method", "Trained", "Share", "s", "Peak MiB", "J", "First MiB", "Update MiB"),
+        ("Method", "Trained", "Share", "s", "Peak MiB", *energy, "First MiB", "Update MiB"),
         tuple(rows),
-        "Trained parameters, and their share of the base's; training's seconds, resident memory "
-        "and energy (where this machine counts it) in a process of its own; what to ship for the "
-        "first installation, and when it is trained anew.",
-        numeric=frozenset(range(1, 8)),
+        "Trained parameters, and their share of the base's; training's seconds and resident memory "
+        f"in a process of its own{', and energy' if counted else ''}; what to ship for the first "
+        "installation, and when it is trained anew.",
+        numeric=frozenset(range(1, 7 + counted)),
     )
+
+
+def _shown(value: float | None, told: Callable[[Any], str]) -> str:
+    return "-" if value is None else told(value)
 
 
 def _here(document: Document) -> Table:

@@ -122,3 +122,12 @@ def test_the_front_has_no_contender_that_another_beats_everywhere() -> None:
         trial("lora", gain=1.0), trial("dora", method="dora", gain=0.5, prompt=40, size=120 * MIB)
     )
     assert [one["pareto"] for one in found["contenders"]] == [True, True, False]
+
+
+def test_a_few_bytes_do_not_decide() -> None:
+    """Two merged files of one quantization differ in their names; the shorter training is taken."""
+    choice = judged(
+        trial("full", method="full", gain=1.0, noise=0.5, size=100 * MIB, training_s=90),
+        trial("lora", gain=1.0, noise=0.5, size=100 * MIB + 99, training_s=60),
+    )["choice"]
+    assert choice["name"] == "lora" and "shortest training" in choice["reason"]
