@@ -230,14 +230,18 @@ def _break_even(
                                 other.seconds(end))
                 for name, end in (("low", "low"), ("median", "median"), ("high", "high"))
             },
-            "updates": _crossing(
-                taken.contender.bytes_first, taken.contender.bytes_update,
-                other.contender.bytes_first, other.contender.bytes_update,
-            ),
+"updates": _updates(taken.contender, other.contender),
         }
         for other in placed
         if other is not taken and other.fits
     ]  # fmt: skip
+
+
+def _updates(one: Contender, other: Contender) -> float | None:
+    sizes = one.bytes_first, one.bytes_update, other.bytes_first, other.bytes_update
+    if sizes[0] <= _ALIKE * sizes[2] and sizes[1] <= _ALIKE * sizes[3]:
+        return 0.0
+    return _crossing(*sizes)
 
 
 def _crossing(fixed: float, each: float, other_fixed: float, other_each: float) -> float | None:
