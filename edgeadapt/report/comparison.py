@@ -18,6 +18,9 @@ from edgeadapt.report.terminal import draw
 
 Document = Mapping[str, Any]
 
+_DECADES = 100
+"""Span of an axis from which only powers of ten are written at it."""
+
 
 def write_comparison(document: Document, root: Path) -> None:
     """Write `report.md` and `report.html` into the comparison's folder."""
@@ -288,7 +291,9 @@ def _pareto(
         axes.set(xlabel=label, ylabel="gain, nats a token")
         if log_scale:
             axes.set_xscale("log")
-            plain_ticks(axes.xaxis)
+            values = [x for _, x, _ in points]
+            if max(values) < _DECADES * min(values):  # else there is no room for so many
+                plain_ticks(axes.xaxis)
         legend(axes, 3)
 
     rows = -(-len(points) // 3)
