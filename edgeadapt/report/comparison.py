@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from edgeadapt.report.terminal import draw
 
 Document = Mapping[str, Any]
 
+_LEGEND_WIDTH = 16
+"""Characters of a name in a line of a legend of three columns."""
 _DECADES = 100
 """Span of an axis from which only powers of ten are written at it."""
 
@@ -46,11 +49,9 @@ def recommendations(document: Document) -> list[str]:
         lost = choice["forgetting"]
         told = f"{device['title']}: {choice['reason']}."
         if choice["gain"]["low"] > 0:
-            told += (
-                f" On general questions it loses {_with_margin(lost)} nats a token."
-                if lost["value"] > 0
-                else f" On general questions it loses nothing ({_with_margin(lost)} nats a token)."
-            )
+            loses = "nothing that could be told, " if lost["low"] <= 0 <= lost["high"] else ""
+            loses = "nothing, " if lost["high"] < 0 else loses
+            told += f" On general questions it loses {loses}{_with_margin(lost)} nats a token."
         if choice["left_out"]:
             told += f" Left out for what they forget: {', '.join(choice['left_out'])}."
         lines.append(told)
@@ -215,7 +216,11 @@ def _crossing(values: Sequence[float | None]) -> str:
 
 
 def _between(bounds: Mapping[str, float]) -> str:
-    return f"{bounds['low']:.2g} to {bounds['high']:.2g}"
+    low, high = (
+        f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+        for value in (bounds["low"], bounds["high"])
+    )
+    return f"{low} to {high}"
 
 
 def _with_margin(figure: Mapping[str, float], digits: int = 3) -> str:
@@ -284,7 +289,8 @@ def _pareto(
             axes.errorbar(
                 [x], [gain["value"]],
                 yerr=[[gain["value"] - gain["low"]], [gain["high"] - gain["value"]]],
-                label=name, color=SERIES[index % 6], marker=MARKERS[(index + index // 6) % 6],
+                label=textwrap.fill(name, _LEGEND_WIDTH), color=SERIES[index % 6],
+                marker=MARKERS[(index + index // 6) % 6],
                 markersize=6, linewidth=1, linestyle="none", zorder=3,
             )  # fmt: skip
         axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5)

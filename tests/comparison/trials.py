@@ -6,6 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from edgeadapt.comparison.figures import contenders, record
+from edgeadapt.comparison.recipe import ComparisonRecipe
+from edgeadapt.comparison.verdict import judge
+from edgeadapt.devices import load_profile
+from edgeadapt.planner.model import ModelFacts
+
 QUESTIONS, TOKENS = 40, 10
 
 
@@ -69,3 +75,39 @@ def trial(
 def plain(**changes: Any) -> dict[str, Any]:
     """The base itself."""
     return trial("none", **{"method": "none", "ship": "separate", "training_s": None} | changes)
+
+
+def document() -> dict[str, Any]:
+    """What `edgeadapt compare` would say of eight such contenders on two devices."""
+    trials = [
+        plain(),
+        trial("few-shot", method="few-shot", gain=0.9, ship="separate", prompt=170, beside=900,
+              training_s=None),
+        trial("rag", method="rag", gain=0.4, ship="separate", prompt=700, beside=3 << 20,
+              training_s=None),
+        trial("prefix", method="prefix", gain=1.0, ship="separate", beside=1 << 20),
+        trial("adapter", method="adapter", gain=1.3, size=109 << 20),
+        trial("lora", gain=1.3),
+        trial("a name that is rather long", method="dora", gain=1.31, lost=0.2),
+        trial("full", method="full", gain=-0.3, lost=1.5, size=64 << 30),
+    ]  # fmt: skip
+    recipe = ComparisonRecipe.model_validate({
+        "name": "a-comparison", "base": "default", "data": {"train": "python-docs"},
+        "methods": ["none", "lora"], "devices": ["laptop-x86", "raspberry-pi-5"],
+    })  # fmt: skip
+    found = contenders(trials)
+    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
+    return {
+        "name": recipe.name,
+        "edgeadapt": "0.1.0",
+        "recipe": recipe.model_dump(mode="json"),
+        "base": {"name": "default", "parameters": 134_515_008},
+        "machine": {"cpu": "a CPU"},
+        "questions": {
+            what: {"examples": QUESTIONS, "answer_tokens": QUESTIONS * TOKENS}
+            for what in ("domain", "general")
+        },
+        "level": 0.95,
+        "contenders": [record(one, found[0], 134_515_008) for one in found],
+        "devices": [judge(load_profile(name), found, recipe, models) for name in recipe.devices],
+    }

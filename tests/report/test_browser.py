@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from edgeadapt.report.comparison import write_comparison
 from edgeadapt.report.html import render_html
+from tests.comparison.trials import document
 from tests.report.test_report import DOCUMENT
 
 pytest.importorskip("selenium")
@@ -83,6 +85,23 @@ def test_it_loads_nothing_and_complains_of_nothing(browser: Any) -> None:
     assert browser.execute_script(resources) == []
     assert browser.get_log("browser") == []
     assert len(browser.find_elements("css selector", "svg")) == 6
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_comparison_loads_nothing_and_no_text_is_cut(
+    browser: Any, width: int, tmp_path: Path
+) -> None:
+    before = browser.current_url
+    write_comparison(document(), tmp_path)
+    browser.get((tmp_path / "report.html").as_uri())
+    try:
+        resize(browser, width)
+        resources = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+        assert browser.execute_script(resources) == []
+        assert len(browser.find_elements("css selector", "svg")) == 4
+        assert browser.execute_script(CUT) == []
+    finally:
+        browser.get(before)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
