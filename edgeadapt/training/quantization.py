@@ -7,10 +7,13 @@ saves 0.4 bits a weight and makes CPU dequantization three times slower.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 from dataclasses import dataclass
 from typing import Any
 
+from edgeadapt.adapters.four_bit import BLOCK
 from edgeadapt.cpu import this_cpu
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.extras import need
@@ -89,7 +92,8 @@ def guard_linear4bit(model: Any) -> list[str]:
     every `Linear4bit` for an inference kernel, in place; the backward pass of later training
     steps still reads the weights as if in the old order, and gradients are wrong without a word.
     It packs without a lock, so that two threads spoil the weights, and fails where a row's length
-    is no multiple of 64. Call this before the model's first forward.
+    is no multiple of 64. Such rows its AVX512 kernel also reads with the magnitudes of other
+    blocks; those layers are given a forward of ours. Call this before the model's first forward.
 
     Returns:
         The names of the layers.
@@ -110,4 +114,31 @@ def guard_linear4bit(model: Any) -> list[str]:
                 "bitsandbytes has repacked this NF4 model for inference, which makes its "
                 "gradients wrong; load the model again and train before evaluating"
             )
+        if layer.in_features % BLOCK:
+            layer.forward = functools.partial(_forward, layer)
     return list(layers)
+
+
+def _forward(layer: Any, x: Any) -> Any:
+    """What `Linear4bit` is to compute, whatever the length of its rows."""
+    torch = need("torch", "training on an NF4 base (method qlora)")
+    weight = dequantized(layer.weight)
+    dtype = layer.compute_dtype or x.dtype
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return torch.nn.functional.linear(x.to(dtype), weight.to(dtype), bias).to(x.dtype)
+
+
+def dequantized(weight: Any) -> Any:
+    """A 4-bit weight as bitsandbytes' codes and magnitudes give it, in the state's type.
+
+    As one long row: for rows that are no multiple of 64, its kernel for AVX512 (in 0.50) takes the
+    magnitudes of other blocks.
+
+    Args:
+        weight: the parameter of a `Linear4bit`, or its data with the state as `quant_state`.
+    """
+    functional = need("bitsandbytes.functional", "training on an NF4 base (method qlora)")
+    state = copy.copy(weight.quant_state)
+    shape = state.shape
+    state.shape = type(shape)((1, shape.numel()))
+    return functional.dequantize_4bit(weight.data.reshape(-1, 1), state).reshape(shape)

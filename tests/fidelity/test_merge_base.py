@@ -27,9 +27,13 @@ from edgeadapt.fidelity.metrics import mean
 from edgeadapt.fidelity.task import Task
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.training.quantization import detect_nf4_settings
 from tests.adapters.test_merged import save_adapter
 
 pytest.importorskip("bitsandbytes")
+
+ROUNDING = {"float32": 1e-6, "bfloat16": 2e-4}[detect_nf4_settings().compute_dtype]
+"""The live model computes in what is fast on this CPU."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,9 +84,9 @@ def test_both_are_measured_and_the_better_is_kept(
     assert merged["onto"] == min(perplexity, key=lambda name: perplexity[name])
     assert merged["onto"] in merged["reason"] or "perplexity" in merged["reason"]
     assert perplexity["original"] != perplexity["quantized"]
-    assert abs(figures["quantized"]["mean_kl"]["value"]) < 1e-6  # it is the live model
+    assert abs(figures["quantized"]["mean_kl"]["value"]) < ROUNDING  # it is the live model
     assert figures["original"]["mean_kl"]["value"] > 1e-4
-    assert figures["quantized"]["ratio_to_live"]["value"] == pytest.approx(1, abs=1e-5)
+    assert figures["quantized"]["ratio_to_live"]["value"] == pytest.approx(1, abs=10 * ROUNDING)
     assert figures["original_minus_quantized"]["standard_error"] > 0
     manifest = json.loads((tmp_path / "out/edgeadapt.json").read_text())
     assert manifest["lineage"]["merge"] == merged
@@ -98,7 +102,7 @@ def test_a_merge_that_is_worse_than_the_live_model_is_refused(
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert document["failed_gates"] == [GATE]
-    assert document["gates"][0]["figure"] == pytest.approx(1, abs=1e-5)
+    assert document["gates"][0]["figure"] == pytest.approx(1, abs=10 * ROUNDING)
     assert document["merge"]["onto"] == "quantized"
     assert "--merge-onto original" in result.stderr
     assert not (tmp_path / "out").exists()
