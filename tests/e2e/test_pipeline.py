@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeadapt.training.quantization import detect_nf4_settings
 from tests.e2e.conftest import edgeadapt
 
 pytestmark = pytest.mark.e2e
@@ -28,7 +29,9 @@ def test_the_merge_base_was_measured(run: Path) -> None:
     figures = merge["measured"]
     perplexity = {name: figures[name]["perplexity"]["value"] for name in ("original", "quantized")}
     assert merge["onto"] == min(perplexity, key=lambda name: perplexity[name])
-    assert figures["quantized"]["mean_kl"]["value"] < 1e-5  # it is the live model
+    # It is the live model, but for the type that this computes in on a CPU with AVX512-BF16.
+    exact = detect_nf4_settings().compute_dtype == "float32"
+    assert figures["quantized"]["mean_kl"]["value"] < (1e-5 if exact else 2e-3)
     live = document["adapter"]["held_out"]["after"]["perplexity"]
     assert abs(figures["live"]["perplexity"]["value"] / live - 1) < 1e-3
     lineage = document["artifacts"][0]["lineage"]["merge"]
