@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from edgeadapt.allocation.budget import parse_max_size
 from edgeadapt.errors import InputError
@@ -19,18 +20,30 @@ BUILT_IN = ("demo", "instruct", "full")
 """Recipes that come with the package; those of `edgeadapt compare` are of another kind."""
 
 
-class _Section(BaseModel):
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError("use letters, digits, dots, dashes and underscores: it names a folder")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_plain_name)]
+"""What a folder in `runs/` can be called."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: a field that it does not have is a mistake."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where the examples are."""
 
     train: str | None = Field(None, description="file, folder, or python-docs; none: no training")
     held_out: str | None = Field(None, description="never trained on; python-docs brings its own")
 
 
-class ExportSection(_Section):
+class ExportSection(Section):
     """One artifact: for a device, or of a format and quantization, or of a format and a size."""
 
     device: str | None = Field(None, description="a profile's name, or a YAML file")
@@ -57,7 +70,7 @@ class ExportSection(_Section):
         return self
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """The user's own measure of quality."""
 
     metric: str = Field(
@@ -68,7 +81,7 @@ class TaskSection(_Section):
     max_tokens: int = Field(64, ge=1, description="longest answer")
 
 
-class EvaluateSection(_Section):
+class EvaluateSection(Section):
     """What every artifact is asked, on its own runtime."""
 
     held_out_examples: int = Field(128, ge=1, description="scored for perplexity")
@@ -78,7 +91,7 @@ class EvaluateSection(_Section):
     task: TaskSection | None = None
 
 
-class BenchSection(_Section):
+class BenchSection(Section):
     """How latency and memory are measured."""
 
     prompt_tokens: int = Field(128, ge=1)
@@ -88,10 +101,10 @@ class BenchSection(_Section):
     reference: bool = Field(True, description="measure torch on the plain base beside them")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One run, from a base model to measured artifacts."""
 
-    name: str = Field(description="the run lies in runs/<name>")
+    name: RunName = Field(description="the run lies in runs/<name>")
     base: str = Field(description="folder, GGUF file, hub id or `default`")
     revision: str | None = Field(None, description="of a hub id")
     data: DataSection = DataSection()
@@ -107,13 +120,6 @@ class Recipe(_Section):
     evaluate: EvaluateSection = EvaluateSection()
     gates: Gates = Gates()
     bench: BenchSection = BenchSection()
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("use letters, digits, dots, dashes and underscores: it names a folder")
-        return name
 
     @model_validator(mode="after")
     def _train_or_adapter(self) -> Self:
@@ -143,8 +149,12 @@ def load_recipe(spec: str) -> Recipe:
     return parse_recipe(recipe_text(spec), spec)
 
 
-def recipe_text(spec: str) -> str:
+def recipe_text(spec: str, built_in: Sequence[str] = BUILT_IN) -> str:
     """A recipe as it is written, to be copied.
+
+    Args:
+        spec: a file, or the name of a built-in one.
+        built_in: those that there are of its kind.
 
     Raises:
         InputError: there is none.
@@ -152,10 +162,10 @@ def recipe_text(spec: str) -> str:
     path = Path(spec)
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")
-    if spec in BUILT_IN:
+    if spec in built_in:
         return files("edgeadapt.recipes").joinpath(f"{spec}.yaml").read_text(encoding="utf-8")
     raise InputError(
-        f"there is no recipe {spec}; give a YAML file, or a built-in recipe: {', '.join(BUILT_IN)}"
+        f"there is no recipe {spec}; give a YAML file, or a built-in recipe: {', '.join(built_in)}"
     )
 
 

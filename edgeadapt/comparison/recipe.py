@@ -6,15 +6,13 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from edgeadapt.errors import InputError
-from edgeadapt.recipe import BenchSection, TaskSection
+from edgeadapt.recipe import BenchSection, RunName, Section, TaskSection, recipe_text
 from edgeadapt.training.methods import METHODS
 from edgeadapt.training.settings import MethodName, TrainSettings, train_settings
 from edgeadapt.yaml_model import parse_yaml
@@ -22,17 +20,16 @@ from edgeadapt.yaml_model import parse_yaml
 Untrained = Literal["none", "few-shot", "rag"]
 Ship = Literal["merged", "separate"]
 
+BUILT_IN = ("compare-demo",)
+"""Comparisons that come with the package."""
+
 PROMPTING: tuple[Untrained, ...] = ("few-shot", "rag")
 """Methods that change the prompt and no weight."""
 _ALWAYS_SEPARATE = ("prefix", "prompt")
 _CAN_BE_SEPARATE = ("lora", "qlora", "rslora")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MethodWish(_Section):
+class MethodWish(Section):
     """One method, and how it differs from what is said for all."""
 
     method: Untrained | MethodName
@@ -100,7 +97,7 @@ def _as_wish(value: object) -> object:
     return {"method": value} if isinstance(value, str) else value
 
 
-class ComparedData(_Section):
+class ComparedData(Section):
     """Where the examples are."""
 
     train: str = Field(description="file, folder, or python-docs")
@@ -113,7 +110,7 @@ class ComparedData(_Section):
     )
 
 
-class ComparedEvaluation(_Section):
+class ComparedEvaluation(Section):
     """What every contender is asked, on the runtime."""
 
     held_out_examples: int = Field(64, ge=2, description="scored, evenly spaced")
@@ -124,7 +121,7 @@ class ComparedEvaluation(_Section):
     task: TaskSection | None = None
 
 
-class ClusterSection(_Section):
+class ClusterSection(Section):
     """What a trial declares where trials are tasks of a Ray cluster (`--ray`)."""
 
     cpus: int | None = Field(
@@ -135,10 +132,10 @@ class ClusterSection(_Section):
     retries: int = Field(3, ge=0, description="how often a trial may lose its machine")
 
 
-class ComparisonRecipe(_Section):
+class ComparisonRecipe(Section):
     """Methods x seeds x shares of the data x quantizations x devices."""
 
-    name: str = Field(description="the comparison lies in runs/<name>")
+    name: RunName = Field(description="the comparison lies in runs/<name>")
     base: str = Field(description="folder, GGUF file, hub id or `default`")
     revision: str | None = Field(None, description="of a hub id")
     data: ComparedData
@@ -157,13 +154,6 @@ class ComparisonRecipe(_Section):
     )
     bench: BenchSection = BenchSection(repetitions=3)
     cluster: ClusterSection = ClusterSection()
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("use letters, digits, dots, dashes and underscores: it names a folder")
-        return name
 
     @field_validator("fractions")
     @classmethod
@@ -244,19 +234,9 @@ class Trial:
 
 
 def load_comparison(spec: str) -> ComparisonRecipe:
-    """Read a comparison's recipe file, or the built-in one of that name (`compare-demo`).
+    """Read a comparison's recipe file, or the built-in one of that name (`BUILT_IN`).
 
     Raises:
         InputError: there is none, or it does not say what it must; names the field.
     """
-    path = Path(spec)
-    if path.is_file():
-        return parse_yaml(
-            path.read_text(encoding="utf-8", errors="replace"), spec, ComparisonRecipe
-        )
-    built_in = files("edgeadapt.recipes").joinpath(f"{spec}.yaml")
-    if re.fullmatch(r"[a-z0-9-]+", spec) and built_in.is_file():
-        return parse_yaml(built_in.read_text(encoding="utf-8"), spec, ComparisonRecipe)
-    raise InputError(
-        f"there is no recipe {spec}; give a YAML file, or the built-in recipe `compare-demo`"
-    )
+    return parse_yaml(recipe_text(spec, BUILT_IN), spec, ComparisonRecipe)
