@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,18 @@ def publish_folder(partial: Path, final: Path) -> None:
     else:
         partial.rename(final)
     fsync(final.parent)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write text files, each whole or not at all, over what is there of their names.
+
+    Args:
+        folder: where.
+        texts: by name.
+    """
+    for name, text in texts.items():
+        with atomic_file(folder / name, overwrite=True) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, overwrite: bool = True) -> None:

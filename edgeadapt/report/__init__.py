@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.files import atomic_file
+from edgeadapt.files import write_texts
 from edgeadapt.report.html import render_html
 from edgeadapt.report.markdown import render_markdown
 from edgeadapt.report.terminal import summary
@@ -20,9 +20,6 @@ def write_reports(document: dict[str, Any], root: Path) -> None:
         document: what `run.json` says.
         root: the run's folder.
     """
-    for name, text in (
-        ("report.md", render_markdown(document)),
-        ("report.html", render_html(document)),
-    ):
-        with atomic_file(root / name, overwrite=True) as partial:
-            partial.write_text(text, encoding="utf-8")
+    write_texts(
+        root, {"report.md": render_markdown(document), "report.html": render_html(document)}
+    )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeadapt.console import log
 from edgeadapt.errors import MissingExtraError
 from edgeadapt.extras import need
-from edgeadapt.files import atomic_file
+from edgeadapt.files import write_texts
 from edgeadapt.report.charts import INK, MARKERS, SERIES, Chart, draw_svg, legend, plain_ticks
 from edgeadapt.report.html import Page, render_page
-from edgeadapt.report.markdown import markdown_table
+from edgeadapt.report.markdown import markdown_report
 from edgeadapt.report.tables import MIB, Table
 from edgeadapt.report.terminal import draw
 
@@ -27,9 +27,10 @@ _DECADES = 100
 
 def write_comparison(document: Document, root: Path) -> None:
     """Write `report.md` and `report.html` into the comparison's folder."""
-    for name, text in (("report.md", _markdown(document)), ("report.html", _html(document))):
-        with atomic_file(root / name, overwrite=True) as partial:
-            partial.write_text(text, encoding="utf-8")
+    lines = markdown_report(
+        document["name"], recommendations(document), comparison_tables(document)
+    )
+    write_texts(root, {"report.md": "\n".join(lines) + "\n", "report.html": _html(document)})
 
 
 def comparison_summary(document: Document, width: int = 80) -> str:
@@ -323,17 +324,3 @@ def _html(document: Document) -> str:
             tables=comparison_tables(document),
         )
     )
-
-
-def _markdown(document: Document) -> str:
-    return "\n".join(_lines(document)) + "\n"
-
-
-def _lines(document: Document) -> Iterator[str]:
-    yield f"# {document['name']}"
-    yield ""
-    for line in recommendations(document):
-        yield f"- {line}"
-    for table in comparison_tables(document):
-        yield ""
-        yield from markdown_table(table)

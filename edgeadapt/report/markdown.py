@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgeadapt.report.tables import Table, all_tables, verdict
@@ -13,14 +13,19 @@ def render_markdown(document: dict[str, Any]) -> str:
     return "\n".join(_lines(document)) + "\n"
 
 
-def _lines(document: dict[str, Any]) -> Iterator[str]:
-    yield f"# {document['name']}"
+def markdown_report(title: str, sentences: Sequence[str], tables: Sequence[Table]) -> Iterator[str]:
+    """Lines of a report: its verdict and its tables."""
+    yield f"# {title}"
     yield ""
-    for line in verdict(document):
+    for line in sentences:
         yield f"- {line}"
-    for table in all_tables(document):
+    for table in tables:
         yield ""
-        yield from markdown_table(table)
+        yield from _table(table)
+
+
+def _lines(document: dict[str, Any]) -> Iterator[str]:
+    yield from markdown_report(document["name"], verdict(document), all_tables(document))
     if document["samples"]:
         yield ""
         yield "## Sample answers"
@@ -43,8 +48,7 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
             yield f"- **{device}**: {reason}"
 
 
-def markdown_table(table: Table) -> Iterator[str]:
-    """Lines of a table, with its title and note."""
+def _table(table: Table) -> Iterator[str]:
     yield f"## {table.title}"
     yield ""
     yield "| " + " | ".join(table.columns) + " |"
