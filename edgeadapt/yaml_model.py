@@ -1,4 +1,4 @@
-"""YAML that a person wrote, checked against a pydantic model, its mistakes named one at a time."""
+"""What a person or a program wrote, checked against a pydantic model; its mistakes named singly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from edgeadapt.errors import InputError
+from edgeadapt.errors import CorruptFileError, InputError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,6 +34,19 @@ def parse_yaml(text: str, origin: str, model: type[Model]) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{origin}: {first_problem(error)}") from error
+
+
+def validated(value: Any, origin: str, model: type[Model]) -> Model:
+    """Check what a program wrote against `model`; `origin` names it in errors.
+
+    Raises:
+        CorruptFileError: it does not fit; names the first field that is wrong.
+    """
+    try:
+        return model.model_validate(value)
+    except (ValidationError, RecursionError) as error:
+        told = first_problem(error) if isinstance(error, ValidationError) else "nested too deeply"
+        raise CorruptFileError(f"{origin}: {told}") from error
 
 
 def first_problem(error: ValidationError) -> str:

@@ -9,11 +9,11 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from edgeadapt.bundle.names import check_name, check_names
 from edgeadapt.errors import CorruptFileError, InputError
-from edgeadapt.yaml_model import first_problem
+from edgeadapt.yaml_model import validated
 
 MANIFEST = "manifest.json"
 DIGEST = "manifest.sha256"
@@ -191,11 +191,7 @@ def parse_manifest(data: bytes) -> Manifest:
             f"{MANIFEST} has schema version {found!r:.20}, this edgeadapt reads {SCHEMA_VERSION}; "
             "update edgeadapt, or have the bundle made again"
         )
-    try:
-        manifest = Manifest.model_validate(value)
-    except (ValidationError, RecursionError) as error:
-        told = first_problem(error) if isinstance(error, ValidationError) else "nested too deeply"
-        raise CorruptFileError(f"{MANIFEST}: {told}") from error
+    manifest = validated(value, MANIFEST, Manifest)
     _check_paths(manifest)
     return manifest
 

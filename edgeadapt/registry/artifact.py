@@ -11,11 +11,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from edgeadapt.bundle.names import MOST_FILES, check_names
 from edgeadapt.errors import CorruptFileError, InputError
-from edgeadapt.yaml_model import first_problem
+from edgeadapt.yaml_model import validated
 
 ARTIFACT_TYPE = "application/vnd.edgeadapt.bundle.v1"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -97,11 +97,7 @@ def parse_artifact(data: bytes) -> dict[str, Layer]:
             f"it is no edgeadapt bundle: it has {told}, expected {ARTIFACT_TYPE!r}; push one "
             "with `edgeadapt push`"
         )
-    try:
-        document = _Document.model_validate(value)
-    except (ValidationError, RecursionError) as error:
-        told = first_problem(error) if isinstance(error, ValidationError) else "nested too deeply"
-        raise CorruptFileError(f"its manifest: {told}") from error
+    document = validated(value, "its manifest", _Document)
     names = [layer.annotations.get(_TITLE, "") for layer in document.layers]
     check_names(names)
     return {

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.chat_template import Message
 from edgeadapt.data.examples import parse_messages
-from edgeadapt.errors import CorruptFileError, InputError
+from edgeadapt.errors import InputError
 from edgeadapt.files import read_json, sha256_file, sha256_json, sha256_tree
 from edgeadapt.tokenizer import ModelTokenizer
 from edgeadapt.warm.opening import Opening, common_opening
-from edgeadapt.yaml_model import first_problem
+from edgeadapt.yaml_model import validated
 
 SUFFIX = ".warm.json"
 STATE_SUFFIX = ".warm.state"
@@ -146,11 +146,7 @@ def read_warm(path: Path) -> WarmPrompt:
             f"{path} has schema version {value.get('schema_version')!r:.20}, this edgeadapt reads "
             "1; make it again with edgeadapt warm"
         )
-    try:
-        prompt = WarmPrompt.model_validate(value)
-    except (ValidationError, RecursionError) as error:
-        told = first_problem(error) if isinstance(error, ValidationError) else "nested too deeply"
-        raise CorruptFileError(f"{path}: {told}") from error
+    prompt = validated(value, str(path), WarmPrompt)
     parse_messages(list(prompt.messages), "messages", str(path))
     return prompt
 
