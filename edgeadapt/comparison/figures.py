@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.comparison.statistics import Float64Array, Interval, interval
+from edgeadapt.planner.model import ModelFacts
 
 Outcome = str
 """Of a comparison with the plain base: `better`, `worse` or `undecided`."""
@@ -61,6 +62,11 @@ class Contender:
             "learning_rate": runs[0]["learning_rate"],
             **{name: middle(name) for name in ("seconds", "peak_memory", "joules")},
         }
+
+    @property
+    def model(self) -> ModelFacts:
+        """The model in its artifact."""
+        return ModelFacts(**self.entries[0]["model"])
 
     @property
     def bytes_first(self) -> int:

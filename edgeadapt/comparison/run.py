@@ -15,13 +15,10 @@ from edgeadapt.comparison.statistics import LEVEL
 from edgeadapt.comparison.trial import run_trial
 from edgeadapt.comparison.verdict import judge
 from edgeadapt.console import log
-from edgeadapt.converters.registry import get_converter
-from edgeadapt.devices import load_profile
-from edgeadapt.errors import InputError
+from edgeadapt.devices import DeviceProfile, load_profile
 from edgeadapt.files import sweep_cache, write_json
+from edgeadapt.pipeline.run import check_target
 from edgeadapt.pipeline.workspace import locked
-from edgeadapt.planner.model import ModelFacts
-from edgeadapt.runtimes.registry import installed_runtimes
 
 SCHEMA_VERSION = 1
 FILE = "compare.json"
@@ -61,13 +58,8 @@ def compare_methods(
     from edgeadapt.report.comparison import write_comparison
 
     profiles = [load_profile(name) for name in recipe.devices]
-    known = get_converter("gguf").quantizations
     for quantization in recipe.quantizations:
-        if quantization not in known:
-            raise InputError(
-                f"gguf has no quantization {quantization!r}; choose one of {', '.join(known)}"
-            )
-    installed_runtimes("gguf")
+        check_target("gguf", quantization)
     with locked(root):
         sweep_cache()
         ground = find_ground(recipe, root)
@@ -76,19 +68,19 @@ def compare_methods(
         first = [trial for trial in trials if trial.wish.method == "none"]
         rest = [trial for trial in trials if trial.wish.method != "none"]
         results = dict(one_after_another(ground, first)) | dict(execute(ground, rest))
-        document = _document(ground, [results[trial.slug] for trial in trials])
-        document["devices"] = _devices(recipe, document["trials"], profiles)
+        document = _document(ground, [results[trial.slug] for trial in trials], profiles)
         write_json(root / FILE, document)
         write_comparison(document, root)
     return document
 
 
-def _document(ground: Ground, results: list[dict[str, Any]]) -> dict[str, Any]:
+def _document(
+    ground: Ground, results: list[dict[str, Any]], profiles: Sequence[DeviceProfile]
+) -> dict[str, Any]:
     recipe = ground.recipe
     found = contenders(results)
-    machine = this_machine()
     plain = plain_of(found, recipe.quantizations[0])
-    parameters = plain.entries[0]["model"]["parameters"]
+    parameters = plain.model.parameters
     return {
         "schema_version": SCHEMA_VERSION,
         "edgeadapt": __version__,
@@ -99,7 +91,7 @@ def _document(ground: Ground, results: list[dict[str, Any]]) -> dict[str, Any]:
             "sha256": ground.inputs.base_sha256,
             "parameters": parameters,
         },
-        "machine": machine.model_dump(mode="json"),
+        "machine": this_machine().model_dump(mode="json"),
         "questions": {
             what: {
                 "examples": len(plain.tokens(what)),
@@ -110,12 +102,5 @@ def _document(ground: Ground, results: list[dict[str, Any]]) -> dict[str, Any]:
         "level": LEVEL,
         "contenders": [record(one, plain_of(found, one.quantization), parameters) for one in found],
         "trials": results,
+        "devices": [judge(profile, found, recipe) for profile in profiles],
     }
-
-
-def _devices(
-    recipe: ComparisonRecipe, trials: list[dict[str, Any]], profiles: list[Any]
-) -> list[dict[str, Any]]:
-    found = contenders(trials)
-    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
-    return [judge(profile, found, recipe, models) for profile in profiles]

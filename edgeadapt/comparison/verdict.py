@@ -11,7 +11,6 @@ from edgeadapt.comparison.recipe import ComparisonRecipe
 from edgeadapt.comparison.statistics import Interval
 from edgeadapt.devices import DeviceProfile
 from edgeadapt.planner.foretell import foretell
-from edgeadapt.planner.model import ModelFacts
 
 _GIB = 2**30
 _ALIKE = 1.05
@@ -63,7 +62,6 @@ def judge(
     profile: DeviceProfile,
     found: Sequence[Contender],
     recipe: ComparisonRecipe,
-    models: dict[str, ModelFacts],
 ) -> dict[str, Any]:
     """A device's part of the document: what each contender costs there, and the choice.
 
@@ -71,10 +69,9 @@ def judge(
         profile: the device.
         found: all contenders.
         recipe: what was asked for.
-        models: the shape of the model in each contender's artifact, by the contender's name.
     """
     room = profile.model_budget_gib * _GIB
-    placed = [_place(profile, one, recipe, models[one.name], room) for one in found]
+    placed = [_place(profile, one, recipe, room) for one in found]
     judged_by = recipe.judged_by
     gains = {
         id(one.contender): lead(
@@ -97,13 +94,13 @@ def judge(
 
 
 def _place(
-    profile: DeviceProfile, one: Contender, recipe: ComparisonRecipe, model: ModelFacts, room: float
+    profile: DeviceProfile, one: Contender, recipe: ComparisonRecipe, room: float
 ) -> OnDevice:
     answer = recipe.evaluate.answer_tokens
     positions = max((entry["positions"] for entry in one.entries), default=0)
     needed = one.longest_prompt + positions + answer
     told = foretell(
-        profile, model, runtime=_RUNTIME, format=_FORMAT, quantization=one.quantization,
+        profile, one.model, runtime=_RUNTIME, format=_FORMAT, quantization=one.quantization,
         size_bytes=one.bytes_first, prompt_tokens=max(1, round(one.prompt_tokens)),
         decode_tokens=answer, context=-(-needed // 256) * 256,
     )  # fmt: skip

@@ -141,7 +141,7 @@ def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
             quantization = "mixed-" + "".join(wish.max_size.split())
             installed_runtimes(format)
         else:
-            _check_target(format, quantization)
+            check_target(format, quantization)
         target = targets.setdefault(
             (format, quantization), Target(format, quantization, max_size=wish.max_size)
         )
@@ -149,7 +149,13 @@ def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
     return list(targets.values())
 
 
-def _check_target(format: str, quantization: str) -> None:
+def check_target(format: str, quantization: str) -> None:
+    """See that something can be exported so, and run.
+
+    Raises:
+        InputError: there is no such format or quantization.
+        MissingExtraError: no runtime for it is installed.
+    """
     from edgeadapt.converters.registry import get_converter
 
     known = get_converter(format).quantizations

@@ -8,7 +8,6 @@ from edgeadapt.comparison.figures import contenders, forgetting, lead, outcome, 
 from edgeadapt.comparison.recipe import ComparisonRecipe
 from edgeadapt.comparison.verdict import judge
 from edgeadapt.devices import load_profile
-from edgeadapt.planner.model import ModelFacts
 from tests.comparison.trials import plain, trial
 
 MIB = 1 << 20
@@ -24,8 +23,7 @@ def recipe(**changes: Any) -> ComparisonRecipe:
 
 def judged(*trials: dict[str, Any], device: str = "raspberry-pi-5", **changes: Any) -> Any:
     found = contenders([plain(), *trials])
-    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
-    return judge(load_profile(device), found, recipe(**changes), models)
+    return judge(load_profile(device), found, recipe(**changes))
 
 
 def test_gains_are_told_question_by_question() -> None:
@@ -112,8 +110,7 @@ def test_a_task_can_decide() -> None:
         plain(task=[0.1, 0.3] * 20), trial("lora", gain=1, task=[0.1, 0.3] * 20),
         trial("ia3", method="ia3", gain=0.1, task=[0.7, 0.9] * 20),
     ])  # fmt: skip
-    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
-    choice = judge(load_profile("raspberry-pi-5"), found, recipe(**wish), models)["choice"]
+    choice = judge(load_profile("raspberry-pi-5"), found, recipe(**wish))["choice"]
     assert choice["name"] == "ia3" and choice["gain"]["value"] == pytest.approx(0.6)
 
 

@@ -10,7 +10,6 @@ from edgeadapt.comparison.figures import contenders, record
 from edgeadapt.comparison.recipe import ComparisonRecipe
 from edgeadapt.comparison.verdict import judge
 from edgeadapt.devices import load_profile
-from edgeadapt.planner.model import ModelFacts
 
 QUESTIONS, TOKENS = 40, 10
 
@@ -96,7 +95,6 @@ def document() -> dict[str, Any]:
         "methods": ["none", "lora"], "devices": ["laptop-x86", "raspberry-pi-5"],
     })  # fmt: skip
     found = contenders(trials)
-    models = {one.name: ModelFacts(**one.entries[0]["model"]) for one in found}
     return {
         "name": recipe.name,
         "edgeadapt": "0.1.0",
@@ -109,5 +107,5 @@ def document() -> dict[str, Any]:
         },
         "level": 0.95,
         "contenders": [record(one, found[0], 134_515_008) for one in found],
-        "devices": [judge(load_profile(name), found, recipe, models) for name in recipe.devices],
+        "devices": [judge(load_profile(name), found, recipe) for name in recipe.devices],
     }
