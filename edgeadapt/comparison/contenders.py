@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.comparison.ground import Ground
-from edgeadapt.comparison.measure import GENERAL, HELD_OUT, TASK
+from edgeadapt.comparison.measure import GENERAL, HELD_OUT, PROMPTED, SHIPS, TASK
 from edgeadapt.comparison.recipe import Trial
 from edgeadapt.console import progress
 from edgeadapt.data.load import data_hash, load_examples
@@ -18,8 +18,6 @@ from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.prompting.base import Prompting, apply
 from edgeadapt.prompting.retrieval import RetrievalSettings, build_retrieval
 from edgeadapt.prompting.search import SearchSettings, search_few_shot
-
-SHIPS, RECORD = "ships.json", "prompting.json"
 
 
 def prompting_stage(
@@ -62,7 +60,7 @@ def prompting_stage(
         for name, path in questions.items():
             apply(prompting, path, folder / name)
         write_json(folder / SHIPS, ships)
-        write_json(folder / RECORD, record)
+        write_json(folder / PROMPTED, record)
 
     return space.stage(f"prompting-{trial.slug}", key, work)
 

@@ -35,6 +35,8 @@ from edgeadapt.runtimes.registry import installed_runtimes
 
 HELD_OUT, GENERAL, TASK = "held-out.jsonl", "general.jsonl", "task.jsonl"
 """A prompting's own versions of the questions."""
+SHIPS, PROMPTED = "ships.json", "prompting.json"
+"""What a device needs of a prompting beside the base, and how that came about."""
 WANTED: tuple[State, ...] = ("base", "merged")
 
 

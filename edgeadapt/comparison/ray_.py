@@ -35,7 +35,7 @@ from edgeadapt.console import log, set_verbosity
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import EdgeAdaptError, HostFailure, InputError, RuntimeFailure
 from edgeadapt.extras import need
-from edgeadapt.files import cache_dir, sha256_tree
+from edgeadapt.files import cache_dir
 from edgeadapt.jobs import available_threads
 from edgeadapt.pipeline.workspace import locked
 from edgeadapt.safetensors_io import SafetensorsSource
@@ -299,15 +299,12 @@ def _ground_here(ground: Ground, trial: Trial, driver: _Driver) -> Ground:
 
 
 def _identity(ground: Ground) -> dict[str, str | None]:
-    documents = ground.documents
-    if documents is not None:
-        told = sha256_tree(documents) if documents.is_dir() else data_hash(documents)
     return {
         "base": ground.inputs.base_sha256,
         "training data": data_hash(ground.train_data),
         "held-out data": data_hash(ground.held_out),
         "general data": data_hash(ground.general),
-        "documents": None if documents is None else told,
+        "documents": None if ground.documents is None else data_hash(ground.documents),
         "task data": None if ground.task is None else data_hash(ground.task.data),
     }
 

@@ -26,6 +26,7 @@ BUILT_IN = ("compare-demo",)
 PROMPTING: tuple[Untrained, ...] = ("few-shot", "rag")
 """Methods that change the prompt and no weight."""
 _ALWAYS_SEPARATE = ("prefix", "prompt")
+"""What begins a KV cache, and changes no weight."""
 _CAN_BE_SEPARATE = ("lora", "qlora", "rslora")
 
 
@@ -62,6 +63,11 @@ class MethodWish(Section):
         if self.method in (*_ALWAYS_SEPARATE, *PROMPTING, "none"):
             return ("separate",)
         return self.ship or ("merged",)
+
+    @property
+    def starts_the_cache(self) -> bool:
+        """Whether what is trained ships as the beginning of the KV cache."""
+        return self.method in _ALWAYS_SEPARATE
 
     @property
     def trained(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeadapt.artifact import Artifact
 from edgeadapt.comparison.ground import Ground, share_of
-from edgeadapt.comparison.measure import Subject, bench, measure
+from edgeadapt.comparison.measure import PROMPTED, SHIPS, Subject, bench, measure
 from edgeadapt.comparison.recipe import PROMPTING, Ship, Trial
 from edgeadapt.comparison.sweep import swept
 from edgeadapt.data.load import data_hash
@@ -59,7 +59,7 @@ def run_trial(ground: Ground, trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "fraction": trial.fraction,
         "training": made.training,
-        "prompting": made.prompting and made.prompting.read("prompting.json"),
+        "prompting": made.prompting and made.prompting.read(PROMPTED),
         "entries": list(_entries(space, ground, trial, made)),
     }
 
@@ -149,7 +149,7 @@ def _subject(
     if trial.wish.trained and not merged:
         beside = _beside(space, ground, trial, made.model)
     elif made.prompting is not None:
-        beside = made.prompting.folder / "ships.json"
+        beside = made.prompting.folder / SHIPS
     return Subject(
         name=f"{trial.slug}-{ship}-{quantization}",
         artifact=artifact,
@@ -157,8 +157,7 @@ def _subject(
         beside=beside,
         adapter=beside if made.prompting is None else None,
         models=_models(ground, made) if ground.recipe.evaluate.retention else {},
-        positions=0 if beside is None or trial.wish.method not in ("prefix", "prompt")
-        else read_prefix(beside).tokens,
+        positions=read_prefix(beside).tokens if beside and trial.wish.starts_the_cache else 0,
         questions=made.prompting.folder if made.prompting else None,
     )  # fmt: skip
 
@@ -190,7 +189,7 @@ def _artifact(
 def _beside(space: Workspace, ground: Ground, trial: Trial, model: Adapted) -> Path:
     adapter, base = model.adapter, ground.recipe.base
     assert adapter is not None
-    prefix = trial.wish.method in ("prefix", "prompt")
+    prefix = trial.wish.starts_the_cache
     name = f"{trial.slug}.{'safetensors' if prefix else 'gguf'}"
 
     def work(folder: Path) -> None:
