@@ -7,7 +7,6 @@ from typing import Any
 from edgeadapt.devices import DeviceProfile
 from edgeadapt.planner.model import ModelFacts
 from edgeadapt.prediction import (
-    Interval,
     decode_speed,
     memory_needed,
     prefill_speed,
@@ -57,11 +56,7 @@ def foretell(
         "runtime": runtime,
         "quantization": quantization,
         "threads": threads,
-        "decode_tps": _bounds(decode),
-        "prefill_tps": _bounds(prefill),
+        "decode_tps": decode.record(),
+        "prefill_tps": prefill.record(),
         "memory_bytes": round(memory.total),
     }
-
-
-def _bounds(interval: Interval) -> dict[str, float]:
-    return {"low": interval.low, "median": interval.median, "high": interval.high}

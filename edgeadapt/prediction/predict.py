@@ -16,7 +16,8 @@ _Z80 = 1.2815515655446004
 
 @dataclass(frozen=True)
 class Interval:
-    """A prediction in tokens a second: its median, and bounds that hold four cases of five."""
+    """A prediction, in tokens a second unless said otherwise: its median, and bounds that hold
+    four cases of five."""
 
     median: float
     low: float
@@ -26,6 +27,14 @@ class Interval:
     def width(self) -> float:
         """Upper over lower bound; 1 would be certainty."""
         return self.high / self.low
+
+    def seconds_for(self, tokens: float) -> Interval:
+        """How long so many tokens take at this speed, in seconds."""
+        return Interval(tokens / self.median, tokens / self.high, tokens / self.low)
+
+    def record(self) -> dict[str, float]:
+        """As JSON."""
+        return {"low": self.low, "median": self.median, "high": self.high}
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high

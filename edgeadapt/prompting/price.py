@@ -35,7 +35,7 @@ class PromptPrice:
             "device": self.device,
             "runtime": self.runtime,
             "kv_bytes": {"mean": round(self.kv_bytes_mean), "max": round(self.kv_bytes_max)},
-            **{name: _bounds(interval) for name, interval in seconds.items()},
+            **{name: interval.record() for name, interval in seconds.items()},
         }
 
 
@@ -75,15 +75,7 @@ def prompt_price(
         runtime=runtime,
         kv_bytes_mean=token * lengths.added_mean,
         kv_bytes_max=token * lengths.added_max,
-        prefill_s=_seconds(lengths.added_mean, speed),
-        once_s=_seconds(lengths.shared, speed),
-        each_s=_seconds(lengths.added_each, speed),
+        prefill_s=speed.seconds_for(lengths.added_mean),
+        once_s=speed.seconds_for(lengths.shared),
+        each_s=speed.seconds_for(lengths.added_each),
     )
-
-
-def _seconds(tokens: float, speed: Interval) -> Interval:
-    return Interval(tokens / speed.median, tokens / speed.high, tokens / speed.low)
-
-
-def _bounds(interval: Interval) -> dict[str, float]:
-    return {"low": interval.low, "median": interval.median, "high": interval.high}
