@@ -14,6 +14,7 @@ from edgeadapt.cli import cli
 from edgeadapt.comparison import run, trial
 from edgeadapt.comparison.recipe import load_comparison
 from edgeadapt.errors import RuntimeFailure
+from tests.questions import write_questions
 from tests.tiny import save_llama
 
 pytest.importorskip("llama_cpp")
@@ -35,12 +36,7 @@ NAMES = ["none", "few-shot", "rag", "prefix", "adapter", "lora, merged", "lora, 
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     save_llama(folder / "base", hidden=64, layers=2)
-    for name, count in (("train", 48), ("held", 6), ("general", 6)):
-        lines = [
-            json.dumps({"prompt": f"What is {name} {i}?", "completion": f"It is {i} dogs."})
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    write_questions(folder, train=48, held=6, general=6)
     recipe = {
         "name": "tiny",
         "base": str(folder / "base"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from edgeadapt.comparison.trial import run_trial
 from edgeadapt.errors import InputError
 from edgeadapt.jobs import available_threads
 from tests.comparison.test_compare import without_times
+from tests.questions import write_questions
 from tests.tiny import save_llama
 
 pytest.importorskip("llama_cpp")
@@ -39,12 +39,7 @@ METHODS: list[Any] = ["none", "lora", "rag"]
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ray")
     save_llama(folder / "base", hidden=64, layers=2)
-    for name, count in (("train", 16), ("held", 4), ("general", 4)):
-        lines = [
-            json.dumps({"prompt": f"What is {name} {i}?", "completion": f"It is {i} dogs."})
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    write_questions(folder, train=16, held=4, general=4)
     return folder
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from edgeadapt.comparison.recipe import ComparisonRecipe, MethodWish, Trial
 from edgeadapt.comparison.sweep import swept
 from edgeadapt.errors import InputError
 from edgeadapt.files import sha256_file
+from tests.questions import write_questions
 from tests.tiny import save_llama
 
 pytest.importorskip("trl")
@@ -19,12 +19,7 @@ pytest.importorskip("trl")
 
 def ground_of(folder: Path, examples: int, sweep: dict[str, Any]) -> tuple[Ground, Trial]:
     save_llama(folder / "base", hidden=64, layers=2)
-    for name, count in (("train", examples), ("held", 4), ("general", 4)):
-        lines = [
-            json.dumps({"prompt": f"What is {name} {i}?", "completion": f"It is {i} dogs."})
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    write_questions(folder, train=examples, held=4, general=4)
     recipe = ComparisonRecipe(
         name="tiny", base=str(folder / "base"),
         data={"train": str(folder / "train.jsonl"), "held_out": str(folder / "held.jsonl"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.questions import write_questions
 from tests.tiny import save_llama
 
 MARK = "EDGEADAPT_TEST_RUN"
@@ -37,8 +37,7 @@ bench: {prompt_tokens: 8, decode_tokens: 4, repetitions: 2, threads: 1, referenc
 def make_workplace(folder: Path) -> Path:
     """Inputs of a run, and its recipe, in a new folder."""
     save_llama(folder / "base", hidden=64, layers=2)
-    rows = [{"prompt": f"What is train {i}?", "completion": f"It is {i} dogs."} for i in range(12)]
-    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_questions(folder, train=12)
     text = "".join(f"What is held {i}? It is {i} dogs. " * 2 for i in range(4))
     (folder / "held.txt").write_text(text)
     (folder / "tiny.yaml").write_text(RECIPE)

@@ -22,6 +22,7 @@ from edgeadapt.pipeline.run import model_to_be
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe, parse_recipe
 from edgeadapt.training import bottleneck
+from tests.questions import write_questions
 from tests.tiny import save_llama
 
 pytest.importorskip("llama_cpp")
@@ -32,12 +33,7 @@ pytest.importorskip("onnxruntime_genai")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     save_llama(folder / "base", hidden=64, layers=2)
-    for name, count in (("train", 12), ("held", 4)):
-        lines = [
-            json.dumps({"prompt": f"What is {name} {i}?", "completion": f"It is {i} dogs."})
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    write_questions(folder, train=12, held=4)
     return folder
 
 
