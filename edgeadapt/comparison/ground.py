@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeadapt.base_model import base_hash, resolve_base
 from edgeadapt.comparison.recipe import ComparisonRecipe
 from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded, encode_dataset, encode_example
@@ -16,9 +15,9 @@ from edgeadapt.data.examples import Example, as_record
 from edgeadapt.data.load import data_hash, load_examples
 from edgeadapt.data.source import resolve_data
 from edgeadapt.errors import InputError
-from edgeadapt.fidelity.task import Task, check_task
+from edgeadapt.fidelity.task import Task
 from edgeadapt.files import atomic_file, sha256_json
-from edgeadapt.pipeline.inputs import Inputs
+from edgeadapt.pipeline.inputs import Inputs, find_inputs, find_task
 from edgeadapt.pipeline.watched import Watched
 from edgeadapt.pipeline.workspace import Workspace
 from edgeadapt.tokenizer import ModelTokenizer
@@ -70,10 +69,10 @@ def find_ground(recipe: ComparisonRecipe, root: Path) -> Ground:
     Raises:
         InputError: something is missing, or too few examples are short enough.
     """
-    train_data, held_out = resolve_data(recipe.data.train)
-    if recipe.data.held_out is not None:
-        held_out, brought = resolve_data(recipe.data.held_out)
-        held_out = brought or held_out
+    as_run = recipe.as_run(recipe.name, recipe.quantizations[0])
+    inputs = find_inputs(as_run)
+    train_data, held_out = inputs.train_data, inputs.held_out
+    assert train_data is not None
     if held_out is None:
         raise InputError("the recipe names no held-out data to compare on; give data.held_out")
     general, _ = resolve_data(recipe.data.general)
@@ -83,22 +82,14 @@ def find_ground(recipe: ComparisonRecipe, root: Path) -> Ground:
         if not documents.exists():
             raise InputError(f"data.documents: {documents} does not exist")
     load_examples(train_data)  # a malformed row is better named now
-    base = resolve_base(recipe.base, revision=recipe.revision)
-    tokenizer = ModelTokenizer.from_folder(base)
+    tokenizer = ModelTokenizer.from_folder(inputs.base)
     evaluate, folder = recipe.evaluate, root / "questions"
-    task = None
-    if evaluate.task is not None:
-        asked, brought = (
-            resolve_data(evaluate.task.data) if evaluate.task.data else (held_out, None)
-        )
-        wished = evaluate.task
-        task = Task(wished.metric, brought or asked, wished.examples, wished.max_tokens)
-        check_task(task)
-    paths = [path for path in (base, train_data, held_out, general, documents) if path]
+    task = find_task(as_run, inputs)
+    paths = [path for path in (inputs.base, train_data, held_out, general, documents) if path]
     return Ground(
         recipe,
         root,
-        Inputs(base, base_hash(base), train_data, held_out, None, Watched(paths)),
+        replace(inputs, watched=Watched(paths)),
         held_out=_questions(
             held_out, tokenizer, evaluate.max_tokens, evaluate.held_out_examples, folder
         ),

@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from edgeadapt.errors import InputError
-from edgeadapt.recipe import BenchSection, RunName, Section, TaskSection, recipe_text
+from edgeadapt.recipe import (
+    BenchSection,
+    DataSection,
+    EvaluateSection,
+    ExportSection,
+    Recipe,
+    RunName,
+    Section,
+    TaskSection,
+    recipe_text,
+)
 from edgeadapt.training.methods import METHODS
 from edgeadapt.training.settings import MethodName, TrainSettings, train_settings
 from edgeadapt.yaml_model import parse_yaml
@@ -207,6 +217,17 @@ class ComparisonRecipe(Section):
         """
         return train_settings(
             self.train | wish.train | dict(chosen) | {"method": wish.method, "seed": seed}
+        )
+
+    def as_run(self, name: str, quantization: str) -> Recipe:
+        """What a run would be asked, to make one of the artifacts."""
+        return Recipe(
+            name=name,
+            base=self.base,
+            revision=self.revision,
+            data=DataSection(train=self.data.train, held_out=self.data.held_out),
+            export=(ExportSection(format="gguf", quantization=quantization),),
+            evaluate=EvaluateSection(task=self.evaluate.task),
         )
 
     def trials(self) -> Iterator[Trial]:

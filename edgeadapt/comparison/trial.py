@@ -25,7 +25,6 @@ from edgeadapt.pipeline.stages import TRAINING_TOOLS, export_stage
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.planner.model import ModelFacts, model_facts
 from edgeadapt.prefix import read_prefix
-from edgeadapt.recipe import DataSection, ExportSection, Recipe
 from edgeadapt.training.apart import train_apart
 
 _PLAIN = Adapted(None, None, None, {})
@@ -174,13 +173,7 @@ def _artifact(
     space: Workspace, ground: Ground, trial: Trial, model: Adapted, quantization: str
 ) -> tuple[Artifact, ModelFacts]:
     plain = model.adapter is None and model.model is None
-    recipe = Recipe(
-        name="base" if plain else trial.slug,
-        base=ground.recipe.base,
-        revision=ground.recipe.revision,
-        data=DataSection(train=ground.recipe.data.train),
-        export=(ExportSection(format="gguf", quantization=quantization),),
-    )
+    recipe = ground.recipe.as_run("base" if plain else trial.slug, quantization)
     source = model.open(recipe)
     artifact, _ = export_stage(space, recipe, ground.inputs, model, source, "gguf", quantization)
     return artifact, model_facts(source.source)
