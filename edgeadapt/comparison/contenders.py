@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,12 @@ from edgeadapt.artifact import Artifact
 from edgeadapt.comparison.ground import Ground
 from edgeadapt.comparison.measure import GENERAL, HELD_OUT, PROMPTED, SHIPS, TASK
 from edgeadapt.comparison.recipe import Trial
-from edgeadapt.console import progress
 from edgeadapt.data.load import data_hash, load_examples
 from edgeadapt.files import write_json
-from edgeadapt.jobs import Score, Scored, score
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.prompting.base import Prompting, apply
 from edgeadapt.prompting.retrieval import RetrievalSettings, build_retrieval
-from edgeadapt.prompting.search import SearchSettings, search_few_shot
+from edgeadapt.prompting.search import SearchSettings, scorer_of, search_few_shot
 
 
 def prompting_stage(
@@ -68,14 +65,12 @@ def prompting_stage(
 def _few_shot(
     ground: Ground, trial: Trial, data: Path, plain: Artifact
 ) -> tuple[Prompting, Any, dict[str, Any]]:
-    def scorer(sequences: Sequence[Scored]) -> Score:
-        with progress("choosing examples", len(sequences), "answers") as advance:
-            return score(plain.path, sequences, on_progress=advance)
-
     settings = SearchSettings(
         shots=trial.wish.examples, max_tokens=trial.wish.prompt_tokens, seed=trial.seed
     )
-    found = search_few_shot(load_examples(data), ground.tokenizer(), scorer, settings)
+    found = search_few_shot(
+        load_examples(data), ground.tokenizer(), scorer_of(plain.path), settings
+    )
     return found.prompting, found.prompting.prompt(), found.record()
 
 

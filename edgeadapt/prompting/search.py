@@ -11,22 +11,21 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from edgeadapt.console import log
+from edgeadapt.console import log, progress
 from edgeadapt.data.encode import encode_example
 from edgeadapt.data.examples import Example
 from edgeadapt.errors import InputError
-from edgeadapt.jobs import Score, Scored
+from edgeadapt.jobs import Score, Scored, score
 from edgeadapt.prompting.base import Plain, Prompting, check_template
 from edgeadapt.prompting.few_shot import FewShot, few_shot_of
 from edgeadapt.prompting.lengths import prompt_tokens
 from edgeadapt.tokenizer import ModelTokenizer
 
 Scorer = Callable[[Sequence[Scored]], Score]
-"""The model that will be prompted, on the runtime that will run it: `edgeadapt.jobs.score` with
-everything but the sequences filled in. Those of one set follow each other: with `keep_beginnings`
-its examples are run through the model once."""
+"""The model that will be prompted, on the runtime that will run it."""
 
 _POOL = 2000
 """Most training examples that are looked at; more are thinned out evenly, by the seed."""
@@ -93,6 +92,23 @@ class SearchResult:
             "validation": list(self.validation),
             "messages": self.prompting.prompt(),
         }
+
+
+def scorer_of(artifact: Path, **options: Any) -> Scorer:
+    """Ask an artifact, with a progress bar.
+
+    Sequences of one set follow each other, so that its examples are run through the model once.
+
+    Args:
+        artifact: the model.
+        options: of `edgeadapt.jobs.score`.
+    """
+
+    def ask(sequences: Sequence[Scored]) -> Score:
+        with progress("few-shot search", len(sequences), "answers") as advance:
+            return score(artifact, sequences, keep_beginnings=True, on_progress=advance, **options)
+
+    return ask
 
 
 def search_few_shot(
