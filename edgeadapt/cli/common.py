@@ -99,16 +99,15 @@ class MergeOptions:
         Raises:
             EdgeAdaptError: as `open_measured`.
         """
-        from edgeadapt.data.source import resolve_data
+        from edgeadapt.data.source import held_out_part
         from edgeadapt.fidelity.merge_base import MergeSettings, open_measured
 
-        data, brought = resolve_data(self.held_out) if self.held_out else (None, None)
         settings = MergeSettings(cast(Any, self.onto), self.trained_on, self.max_ratio)
         return open_measured(
             base,
             adapter,
             settings,
-            held_out=brought or data,
+            held_out=held_out_part(self.held_out) if self.held_out else None,
             examples=self.examples,
             revision=revision,
             any_base=any_base,

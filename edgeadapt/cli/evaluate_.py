@@ -132,7 +132,7 @@ def _subject(
 ) -> Subject:
     from edgeadapt.adapters import parse_adapters
     from edgeadapt.base_model import resolve_base
-    from edgeadapt.data.source import resolve_data
+    from edgeadapt.data.source import held_out_part
     from edgeadapt.pipeline.evaluation import Subject, subject_of_run
 
     if (run is None) == (base is None):
@@ -144,22 +144,21 @@ def _subject(
     )
     if data is None:
         return subject
-    path, held_out = resolve_data(data)
-    return replace(subject, data=held_out or path, examples=None if path.suffix == ".txt" else 128)
+    path = held_out_part(data)
+    return replace(subject, data=path, examples=None if path.suffix == ".txt" else 128)
 
 
 def _task(
     metric: str | None, data: str | None, examples: int, max_tokens: int, subject: Subject
 ) -> Task | None:
-    from edgeadapt.data.source import resolve_data
+    from edgeadapt.data.source import held_out_part
     from edgeadapt.fidelity.task import Task
 
     if metric is None:
         if data is not None:
             raise InputError("--task-data needs --task: which metric to measure on it")
         return None
-    found, held_out = resolve_data(data) if data else (subject.data, None)
-    path = held_out or found
+    path = held_out_part(data) if data else subject.data
     if path is None:
         raise InputError("--task needs questions and answers; give --task-data")
     return Task(metric, path, examples, max_tokens)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 
 from edgeadapt.cli.common import standard
 from edgeadapt.cli.prompt_report import check_price, draw_table, tell
-from edgeadapt.console import emit, emit_json, progress
+from edgeadapt.console import emit, emit_json
 from edgeadapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,22 +111,15 @@ def few_shot(
     from edgeadapt.base_model import resolve_base
     from edgeadapt.data.load import load_examples
     from edgeadapt.data.source import resolve_data
-    from edgeadapt.jobs import Score, Scored, score
     from edgeadapt.prompting.few_shot import check_prompt_name
-    from edgeadapt.prompting.search import SearchSettings, search_few_shot
+    from edgeadapt.prompting.search import SearchSettings, scorer_of, search_few_shot
 
     check_prompt_name(out)
     folder = resolve_base(base)
     artifact = model or folder
-    ask = partial(
-        score, artifact, adapter=beside, runtime=runtime, threads=threads, keep_beginnings=True,
-        timeout_s=timeout,
-    )  # fmt: skip
-
-    def scorer(sequences: Sequence[Scored]) -> Score:
-        with progress("few-shot search", len(sequences), "answers") as advance:
-            return ask(sequences, on_progress=advance)
-
+    scorer = scorer_of(
+        artifact, adapter=beside, runtime=runtime, threads=threads, timeout_s=timeout
+    )
     result = search_few_shot(
         load_examples(resolve_data(data)[0]),
         _tokenizer(folder),
@@ -171,12 +163,13 @@ def apply_(
     ends with an answer.
     """
     from edgeadapt.base_model import resolve_base
+    from edgeadapt.data.source import held_out_part
     from edgeadapt.prompting.base import apply
     from edgeadapt.prompting.few_shot import read_few_shot
 
     check_price(model, devices)
     prompting = read_few_shot(messages)
-    applied = apply(prompting, _held_out(data), out, _tokenizer(resolve_base(base)))
+    applied = apply(prompting, held_out_part(data), out, _tokenizer(resolve_base(base)))
     tell(applied, base, model, devices, {}, as_json=as_json)
 
 
@@ -225,6 +218,7 @@ def retrieve(
     retrieved is told.
     """
     from edgeadapt.base_model import resolve_base
+    from edgeadapt.data.source import held_out_part
     from edgeadapt.prompting.base import apply
     from edgeadapt.prompting.retrieval import RetrievalSettings, build_retrieval
 
@@ -234,7 +228,7 @@ def retrieve(
         settings = replace(settings, template=template.replace("\\n", "\n"))
     tokenizer = _tokenizer(resolve_base(base))
     retrieval = build_retrieval(_documents(documents, data), tokenizer, settings)
-    applied = apply(retrieval, _held_out(data), out, tokenizer)
+    applied = apply(retrieval, held_out_part(data), out, tokenizer)
     found = {"retrieval": retrieval.record(applied.plain)}
     tell(applied, base, model, devices, found, as_json=as_json)
 
@@ -248,13 +242,6 @@ def _documents(documents: str | None, data: str) -> Path:
     if spec in BUILT_IN:
         return resolve_data(spec)[0]
     return Path(spec).expanduser()
-
-
-def _held_out(data: str) -> Path:
-    from edgeadapt.data.source import resolve_data
-
-    path, brought = resolve_data(data)
-    return brought or path
 
 
 def _tokenizer(folder: Path) -> ModelTokenizer:

@@ -115,7 +115,7 @@ def command(
         --data chats.jsonl --method lora --out recovery
     """
     from edgeadapt.base_model import resolve_base
-    from edgeadapt.data.source import resolve_data
+    from edgeadapt.data.source import held_out_part, resolve_data
     from edgeadapt.export import open_model
     from edgeadapt.training.methods import METHODS
     from edgeadapt.training.processes import train_in_processes
@@ -127,8 +127,7 @@ def command(
     settings = train_settings(given | parse_assignments(other))
     train_data, own_held_out = resolve_data(data)
     if held_out:
-        path, its_held_out = resolve_data(held_out)
-        own_held_out = its_held_out or path
+        own_held_out = held_out_part(held_out)
     folder = resolve_base(base, revision=revision)
     if METHODS[settings.method].nf4_base and base.endswith(".gguf"):
         log.warning(

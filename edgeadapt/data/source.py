@@ -18,6 +18,16 @@ GENERAL = "general"
 still know after it was taught something else."""
 
 
+def held_out_part(spec: str) -> Path:
+    """The data that a spec names to measure on: the held-out part where it brings one, else all.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    data, brought = resolve_data(spec)
+    return brought or data
+
+
 def resolve_data(spec: str) -> tuple[Path, Path | None]:
     """The training data that a spec names, and the held-out data that comes with it, if any.
 

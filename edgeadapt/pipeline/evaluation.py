@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from edgeadapt.adapters import AdapterChoice
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import resolve_base
-from edgeadapt.data.source import resolve_data
+from edgeadapt.data.source import held_out_part, resolve_data
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
 from edgeadapt.export import MergeBase, open_model
@@ -123,8 +123,7 @@ def subject_of_run(run: Path) -> Subject:
 
 def _data_of(section: dict[str, Any]) -> Path | None:
     if section["held_out"]:
-        data, brought = resolve_data(section["held_out"])
-        return brought or data
+        return held_out_part(section["held_out"])
     return resolve_data(section["train"])[1] if section["train"] else None
 
 

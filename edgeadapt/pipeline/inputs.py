@@ -12,7 +12,7 @@ from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.examples import Example
 from edgeadapt.data.load import load_examples
-from edgeadapt.data.source import resolve_data
+from edgeadapt.data.source import held_out_part, resolve_data
 from edgeadapt.errors import InputError
 from edgeadapt.export import MergeBase, ModelToExport, open_model
 from edgeadapt.fidelity.merge_base import MergeChoice
@@ -90,8 +90,7 @@ def find_inputs(recipe: Recipe) -> Inputs:
     if recipe.data.train is not None:
         train_data, held_out = resolve_data(recipe.data.train)
     if recipe.data.held_out is not None:
-        held_out, brought = resolve_data(recipe.data.held_out)
-        held_out = brought or held_out
+        held_out = held_out_part(recipe.data.held_out)
     if train_data is not None and recipe.train is not None:
         load_examples(train_data)  # a malformed row is better named now
     base = resolve_base(recipe.base, revision=recipe.revision)
@@ -134,8 +133,7 @@ def find_task(recipe: Recipe, inputs: Inputs) -> Task | None:
     wished = recipe.evaluate.task
     if wished is None:
         return None
-    found, held_out = resolve_data(wished.data) if wished.data else (inputs.held_out, None)
-    data = held_out or found
+    data = held_out_part(wished.data) if wished.data else inputs.held_out
     if data is None:
         raise InputError("evaluate.task needs questions: give data.held_out, or its own data")
     task = Task(wished.metric, data, wished.examples, wished.max_tokens)

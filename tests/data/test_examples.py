@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from edgeadapt.data.examples import Example, as_record, parse_example
 from edgeadapt.data.load import load_examples
-from edgeadapt.data.source import GENERAL, resolve_data
+from edgeadapt.data.source import GENERAL, held_out_part, resolve_data
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
@@ -45,3 +45,8 @@ def test_general_questions_come_along_and_every_one_has_an_answer() -> None:
     assert held_out is None and len(found) == 48
     assert all(example.prompt and example.completion for example in found)
     assert len({example.prompt for example in found}) == 48
+
+
+def test_what_is_measured_on_is_the_held_out_part_where_there_is_one() -> None:
+    assert held_out_part("python-docs") == resolve_data("python-docs")[1]
+    assert held_out_part(GENERAL) == resolve_data(GENERAL)[0]
