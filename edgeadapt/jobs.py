@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeadapt.artifact import open_artifact
+from edgeadapt.beginnings import common_beginning
 from edgeadapt.chat_template import Message
 from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import InputError
@@ -300,7 +301,7 @@ def sequence_nll(
     if not len(targets):
         return 0.0, 0
     positions = (targets - 1).tolist()
-    kept = min(_alike(before, ids), positions[0])
+    kept = min(len(common_beginning([before, ids])), positions[0])
     logits = session.logits_at(ids[:-1], positions, **({"kept": kept} if kept else {}))
     total = 0.0
     wanted = np.asarray(ids)[targets]
@@ -308,12 +309,6 @@ def sequence_nll(
         part = slice(start, start + _ROWS)
         total += float(_nll(logits[part], wanted[part]).sum())
     return total, len(targets)
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _nll(logits: Float32Array, wanted: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

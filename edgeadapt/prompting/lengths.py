@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeadapt.beginnings import common_beginning
 from edgeadapt.chat_template import Message
 from edgeadapt.data.encode import encode_example
 from edgeadapt.prompting.base import Applied
@@ -50,7 +51,8 @@ def prompt_lengths(applied: Applied, tokenizer: ModelTokenizer) -> PromptLengths
     prompted = [prompt_tokens(example.question(), tokenizer) for example in applied.prompted]
     added = [len(after) - len(before) for before, after in zip(plain, prompted, strict=True)]
     # What every plain prompt begins with (a system turn, the opening of the user's) is not added.
-    common = _common(prompted) - _common(plain) if len(prompted) > 1 else 0
+    alike = len(common_beginning(prompted)) - len(common_beginning(plain))
+    common = alike if len(prompted) > 1 else 0
     return PromptLengths(
         questions=len(added),
         plain_mean=float(np.mean([len(ids) for ids in plain])),
@@ -66,12 +68,3 @@ def prompt_lengths(applied: Applied, tokenizer: ModelTokenizer) -> PromptLengths
 def prompt_tokens(messages: Sequence[Message], tokenizer: ModelTokenizer) -> list[int]:
     """Token ids of a conversation up to where the answer begins."""
     return tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
-
-
-def _common(sequences: Sequence[list[int]]) -> int:
-    """Length of the longest beginning that all sequences share."""
-    shortest, longest = min(sequences), max(sequences)  # as in os.path.commonprefix
-    for position, (one, other) in enumerate(zip(shortest, longest, strict=False)):
-        if one != other:
-            return position
-    return min(len(shortest), len(longest))

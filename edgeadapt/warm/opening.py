@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+from edgeadapt.beginnings import common_beginning
 from edgeadapt.chat_template import Message, clock_at
 from edgeadapt.errors import UnsupportedError
 
@@ -17,7 +17,6 @@ _OTHER_DAY = datetime.datetime(2001, 2, 3, 4, 5)
 
 Render = Callable[[Sequence[Message]], str]
 Encode = Callable[[str], list[int]]
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ def common_opening(messages: Sequence[Message], render: Render, encode: Encode) 
                 "that a state computed today is wrong tomorrow; export the model with a template "
                 "without strftime_now"
             )
-    text = "".join(_common(texts))
+    text = "".join(common_beginning(texts))
     _check_whole(messages, text)
-    ids = _common([encode(one) for one in texts])
+    ids = common_beginning([encode(one) for one in texts])
     if not ids:
         raise UnsupportedError("no token is common to all conversations that begin like this")
     return Opening(text, tuple(ids))
@@ -75,16 +74,6 @@ def tokens_alike(
 
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
-
-
-def _common(sequences: Sequence[Sequence[_Item]]) -> list[_Item]:
-    """The longest common beginning."""
-    common = []
-    for items in zip(*sequences, strict=False):
-        if any(item != items[0] for item in items):
-            break
-        common.append(items[0])
-    return common
 
 
 def _check_whole(messages: Sequence[Message], text: str) -> None:
