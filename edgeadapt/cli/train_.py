@@ -72,6 +72,11 @@ _METHODS = ("qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "prom
     "or on CPUs.",
 )  # fmt: skip
 @click.option(
+    "--shard", is_flag=True,
+    help="With --processes: each holds a share of the model too, of its gradients and of the "
+    "optimizer's state (FSDP2).",
+)  # fmt: skip
+@click.option(
     "--work",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -95,6 +100,7 @@ def command(
     out: Path,
     work: Path | None,
     processes: int,
+    shard: bool,
     other: tuple[str, ...],
     as_json: bool,
     **options: Any,
@@ -136,10 +142,12 @@ def command(
         )  # fmt: skip
     if teacher_adapter is not None and teacher is None:
         raise InputError("--teacher-adapter needs --teacher: the model that it belongs to")
+    if shard and processes == 1:
+        raise InputError("--shard needs processes to share the model: add --processes 2 or more")
     if processes > 1:
         record = train_in_processes(
             processes, folder, train_data, own_held_out, settings, out, base_spec=base, work=work,
-            teacher=(teacher, teacher_adapter) if teacher is not None else None,
+            teacher=(teacher, teacher_adapter) if teacher is not None else None, shard=shard,
         )  # fmt: skip
     else:
         record = train(

@@ -89,6 +89,11 @@ def _attach(block: Any, width: int) -> None:
     )
 
 
+def has_bottlenecks(model: Any) -> bool:
+    """Whether `attach` or `load` put bottlenecks into a model."""
+    return any(isinstance(module, Bottleneck) for module in model.modules())
+
+
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     """The bottlenecks' weights by their names in the model, contiguous, on the CPU."""
     return {
@@ -99,10 +104,19 @@ def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def save(model: Any, folder: Path, *, base: str) -> None:
-    """Write the adapter folder: safetensors and their config; `base` is the base's name."""
+def save(
+    model: Any, folder: Path, *, base: str, tensors: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the adapter folder: safetensors and their config.
+
+    Args:
+        model: the module.
+        folder: to make.
+        base: the base's name.
+        tensors: the bottlenecks' weights, where the model has only shares of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = trained_tensors(model)
+    tensors = trained_tensors(model) if tensors is None else tensors
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     width = next(iter(t.shape[1] for name, t in tensors.items() if name.endswith(".down.weight")))
     config = {

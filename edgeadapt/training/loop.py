@@ -5,8 +5,6 @@ Imports torch, transformers and trl; import it only to train.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from edgeadapt.console import Advance
 from edgeadapt.data.encode import Encoded
-from edgeadapt.training import bottleneck
+from edgeadapt.training import bottleneck, sharding
+from edgeadapt.training.callbacks import Follow, Validate
 from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.packing import check_packing, pack
-from edgeadapt.training.score import only_predicting, predicting, score_model
+from edgeadapt.training.score import only_predicting, predicting
 from edgeadapt.training.settings import TrainSettings
-from edgeadapt.training.sweep import Watch, rungs
+from edgeadapt.training.sweep import Watch
 from edgeadapt.training.world import ALONE, TIMEOUT, World
 
 _NOT_SCORED = -100
@@ -36,11 +35,30 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
     def __init__(
         self, *, work: WorkFolder, world: World, teacher: Any | None = None, **arguments: Any
     ) -> None:
-        super().__init__(**arguments)
         self._work = work
         self._world = world
         self._teacher = teacher
+        self._plugin = sharding.plugin() if world.sharded else None
+        super().__init__(**arguments)
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
+
+    def _build_accelerator_args(self, **options: Any) -> dict[str, Any]:
+        built: dict[str, Any] = super()._build_accelerator_args(**options)
+        return built if self._plugin is None else built | {"fsdp_plugin": self._plugin}
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Have accelerate shard the model, and transformers save and load as if it were whole."""
+        super().create_accelerator_and_postprocess()
+        if self._plugin is not None:
+            sharding.shard_on_cpus(self.accelerator, self._plugin)
+            self.is_fsdp_enabled = False  # of transformers' Trainer, for its kind of checkpoints
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As the settings say."""
+        optimizer = super().create_optimizer(model)
+        if self._plugin is not None:
+            sharding.gather_optimizer_state(optimizer, keep=self._world.leads)
+        return optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """One forward and backward pass."""
@@ -88,15 +106,25 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
             loss = losses * self._world.size / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what is trained; every process gives its share."""
+        self._save(output_dir, sharding.gathered(self.model, keep=self._world.leads))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Of bottlenecks in a frozen model only these, and not the model beside them."""
-        if not bottleneck.trained_tensors(self.model):
+        if not bottleneck.has_bottlenecks(self.model):
             super()._save(output_dir, state_dict)
-        else:
-            bottleneck.save(self.model, Path(output_dir or self.args.output_dir), base="")
+        elif self._world.leads:
+            folder = Path(output_dir or self.args.output_dir)
+            bottleneck.save(self.model, folder, base="", tensors=state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._plugin is not None and not self._world.leads:
+            self.optimizer.state_dict()  # gives its share to the one that writes
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if bottleneck.trained_tensors(self.model):
+        if bottleneck.has_bottlenecks(self.model):
             bottleneck.restore(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -151,30 +179,6 @@ class _Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
         return batch
 
 
-class _Follow(transformers.TrainerCallback):  # type: ignore[misc]
-    """Shows progress, asks for checkpoints by the clock and marks the complete ones."""
-
-    def __init__(self, work: WorkFolder, world: World, every_s: float, advance: Advance) -> None:
-        self._work, self._world, self._every_s, self._advance = work, world, every_s, advance
-        self._saved = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # Processes save together, and have clocks of their own.
-        due = self._world.tell(time.monotonic() - self._saved >= self._every_s)
-        control.should_save = due or state.global_step >= state.max_steps
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if "loss" in (logs or {}):
-            self._advance(1, note=f"loss {float(logs['loss']):.3f}")
-            control.should_training_stop |= not math.isfinite(float(logs["loss"]))
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._world.wait()  # each saved a part
-        if self._world.leads:
-            self._work.mark_complete(state.global_step)
-        self._saved = time.monotonic()
-
-
 def make_trainer(
     model: Any,
     peft_config: Any | None,
@@ -203,7 +207,7 @@ def make_trainer(
         teacher=teacher,
         model=model,
         peft_config=peft_config,
-        args=_arguments(settings, max_steps, learning_rate, work.path),
+        args=_arguments(settings, max_steps, learning_rate, work.path, world),
         train_dataset=datasets.Dataset.from_dict(rows),
         data_collator=_Collator(world, pad_token_id=pad_id, return_position_ids=settings.packing),
         processing_class=tokenizer,
@@ -242,20 +246,6 @@ def _undo_bfloat16(trainer: Trainer) -> None:
             parameter.data = parameter.data.float()
 
 
-class _Validate(transformers.TrainerCallback):  # type: ignore[misc]
-    """Scores the validation examples at each rung, and ends what is not to go on."""
-
-    def __init__(self, watch: Watch, encoded: Sequence[Encoded]) -> None:
-        self._watch, self._encoded = watch, encoded
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        step = state.global_step
-        if step in rungs(state.max_steps):
-            score = score_model(model, self._encoded, title="validation loss").record()
-            on = self._watch.report(step, state.max_steps, score["nll"])
-            control.should_training_stop |= not on
-
-
 def run(
     trainer: Trainer,
     resume: Path | None,
@@ -265,13 +255,13 @@ def run(
 ) -> None:
     """Train from a checkpoint, or from the start."""
     if watch is not None:
-        trainer.add_callback(_Validate(*watch))
-    trainer.add_callback(_Follow(trainer._work, trainer._world, every_s, advance))
+        trainer.add_callback(Validate(*watch))
+    trainer.add_callback(Follow(trainer._work, trainer._world, every_s, advance))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
 def _arguments(
-    settings: TrainSettings, max_steps: int, learning_rate: float, work: Path
+    settings: TrainSettings, max_steps: int, learning_rate: float, work: Path, world: World
 ) -> trl.SFTConfig:
     cuda = torch.cuda.is_available()
     return trl.SFTConfig(
@@ -290,13 +280,15 @@ def _arguments(
         remove_unused_columns=False,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would show the mean of the other losses instead
-        save_strategy="no",  # _Follow decides
+        save_strategy="no",  # Follow decides
         save_total_limit=2,  # the newest may be incomplete
         use_cpu=not cuda,
         ddp_find_unused_parameters=False,
         ddp_timeout=round(TIMEOUT.total_seconds()),
         bf16=cuda and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=cuda,
+        # Gradients that wait for others of the step would wait whole, and not as shares.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": world.sharded}},
         report_to="none",
         disable_tqdm=True,
     )

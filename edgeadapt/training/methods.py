@@ -23,6 +23,9 @@ class Method:
     bottleneck: bool = False
     """Whether a gated bottleneck beside each feed-forward block is trained."""
 
+    unshardable: str = ""
+    """Why processes cannot hold shares of the model (FSDP2), where they cannot."""
+
     @property
     def frozen_base(self) -> bool:
         """Whether the base's own weights stay as they are."""
@@ -93,8 +96,16 @@ def settle_configs(model: Any, base: str) -> None:
                 setattr(config, name, sorted(value))
 
 
+_SOFT_PROMPT = "trains a soft prompt, which PEFT cannot read from shares"
+
 METHODS: dict[str, Method] = {
-    "qlora": Method("LoRA on a base in NF4 (arXiv 2305.14314)", True, 2e-4, _lora()),
+    "qlora": Method(
+        "LoRA on a base in NF4 (arXiv 2305.14314)",
+        True,
+        2e-4,
+        _lora(),
+        unshardable="holds its base in 4 bits, of which FSDP2 makes no shares",
+    ),
     "lora": Method("low-rank updates (arXiv 2106.09685)", False, 2e-4, _lora()),
     "dora": Method(
         "LoRA with trained magnitudes (arXiv 2402.09353)", False, 2e-4, _lora(use_dora=True)
@@ -110,7 +121,19 @@ METHODS: dict[str, Method] = {
         bottleneck=True,
     ),
     "ia3": Method("scaled activations (arXiv 2205.05638)", False, 5e-3, _ia3),
-    "prefix": Method("a trained KV cache prefix (arXiv 2101.00190)", False, 1e-2, _prefix),
-    "prompt": Method("trained input embeddings (arXiv 2104.08691)", False, 3e-2, _prompt),
+    "prefix": Method(
+        "a trained KV cache prefix (arXiv 2101.00190)",
+        False,
+        1e-2,
+        _prefix,
+        unshardable=_SOFT_PROMPT,
+    ),
+    "prompt": Method(
+        "trained input embeddings (arXiv 2104.08691)",
+        False,
+        3e-2,
+        _prompt,
+        unshardable=_SOFT_PROMPT,
+    ),
     "full": Method("all weights", False, 5e-5, None),
 }

@@ -12,10 +12,10 @@ from typing import Any
 
 from edgeadapt.artifact import MANIFEST
 from edgeadapt.console import progress
-from edgeadapt.errors import InputError
 from edgeadapt.files import read_json
 from edgeadapt.jobs import available_threads
 from edgeadapt.training.settings import TrainSettings
+from edgeadapt.training.world import asking_to_shard, check_sharing
 from edgeadapt.worker import Progress, run_job
 
 
@@ -30,8 +30,9 @@ def train_in_processes(
     base_spec: str,
     work: Path | None = None,
     teacher: tuple[str, Path | None] | None = None,
+    shard: bool = False,
 ) -> dict[str, Any]:
-    """As `train`, in processes that share every batch (DDP).
+    """As `train`, in processes that share every batch (DDP), or the model as well (FSDP2).
 
     Args:
         processes: how many; one for each GPU, where there are any.
@@ -43,6 +44,8 @@ def train_in_processes(
         base_spec: what the user calls the base.
         work: folder for checkpoints.
         teacher: model and adapter whose predictions are learned.
+        shard: whether each holds a share of the model, of its gradients and of the optimizer's
+            state.
 
     Returns:
         The record in `out`.
@@ -50,11 +53,7 @@ def train_in_processes(
     Raises:
         EdgeAdaptError: as `train`; from the process that failed first.
     """
-    if processes > settings.batch_size:
-        raise InputError(
-            f"{processes} processes cannot share a batch of {settings.batch_size}; raise "
-            "--batch-size or lower --processes"
-        )
+    check_sharing(processes, settings, sharded=shard)
     payload = {
         "base": str(base),
         "data": str(data),
@@ -70,7 +69,8 @@ def train_in_processes(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
             "OMP_NUM_THREADS": str(max(1, available_threads() // processes)),
-        },
+        }
+        | (asking_to_shard() if shard else {}),
     }
     with progress(f"training ({settings.method})", settings.max_steps or 0, "steps") as advance:
         _all_of(processes, payload, advance)

@@ -12,6 +12,7 @@ from typing import Any
 from edgeadapt.console import progress
 from edgeadapt.data.encode import Encoded
 from edgeadapt.extras import need
+from edgeadapt.training.world import ALONE, World
 
 _BATCH_TOKENS = 512
 """Padded tokens in a batch."""
@@ -53,13 +54,20 @@ class Score:
         }
 
 
-def score_model(model: Any, encoded: Sequence[Encoded], *, title: str = "held-out loss") -> Score:
+def score_model(
+    model: Any,
+    encoded: Sequence[Encoded],
+    *,
+    title: str = "held-out loss",
+    world: World = ALONE,
+) -> Score:
     """Score a causal language model; its training mode is restored afterwards.
 
     Args:
         model: a transformers model, or a PEFT model around one.
         encoded: the dataset; only its scored tokens count.
         title: of the progress bar.
+        world: processes that call this together; each scores a share and has the sum.
     """
     torch = need("torch", "scoring a model")
     total = 0.0
@@ -72,14 +80,20 @@ def score_model(model: Any, encoded: Sequence[Encoded], *, title: str = "held-ou
             only_predicting(model),
             progress(title, len(encoded)) as advance,
         ):
-            for batch in batches(encoded):
-                logits, targets = batch_logits(model, batch)
+            every = list(batches(encoded))
+            for start in range(0, len(every), world.size):
+                together = every[start : start + world.size]
+                # Of a sharded model each runs as many: it has weights that the others need.
+                mine = together[min(world.rank, len(together) - 1)]
+                logits, targets = batch_logits(model, mine)
                 losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-                total += float(losses.double().sum())
-                advance(len(batch))
+                if world.rank < len(together):
+                    total += float(losses.double().sum())
+                advance(sum(len(batch) for batch in together))
     finally:
         model.train(was_training)
-    return Score(len(encoded), sum(example.n_scored for example in encoded), total)
+    tokens = sum(example.n_scored for example in encoded)
+    return Score(len(encoded), tokens, world.total(total))
 
 
 def batches(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:

@@ -11,11 +11,24 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from edgeadapt.errors import UnsupportedError
+from edgeadapt.errors import InputError, UnsupportedError
 from edgeadapt.extras import need
+from edgeadapt.training.methods import METHODS
+from edgeadapt.training.settings import TrainSettings
 
 TIMEOUT = datetime.timedelta(days=1)
-"""One scores the held-out data while the others wait."""
+"""One writes, or makes a folder ready, while the others wait."""
+
+_SHARDED = "ACCELERATE_USE_FSDP"
+
+_NOT_DONE = {
+    "FSDP_OFFLOAD_PARAMS": "keep shards in the machine's memory; leave out --fsdp_offload_params",
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "recompute activations in its own way; leave out --fsdp_activation_checkpointing and give "
+        "edgeadapt train --set gradient_checkpointing=true"
+    ),
+}
+"""What accelerate can be asked to do beside sharding, and edgeadapt has not been tried with."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class World:
     size: int = 1
     rank: int = 0
     local_rank: int = 0
+    sharded: bool = False
+    """Whether each holds a share of the model (FSDP2), and not all of it (DDP)."""
 
     @property
     def leads(self) -> bool:
@@ -44,28 +59,92 @@ class World:
         need("torch.distributed", "training in processes").broadcast_object_list(told, src=0)
         return told[0]
 
+    def total(self, value: float) -> float:
+        """The sum of every process's value, in all."""
+        if self.size == 1:
+            return value
+        values = [0.0] * self.size
+        need("torch.distributed", "training in processes").all_gather_object(values, value)
+        return sum(values)
+
 
 ALONE = World()
+
+
+def asking_to_shard() -> dict[str, str]:
+    """What in the environment has `this_world` shard the model, as `accelerate launch` puts it."""
+    return {_SHARDED: "true", "FSDP_VERSION": "2"}
 
 
 def this_world() -> World:
     """Join the others, if there are any: NCCL on GPUs, gloo on CPUs.
 
     Raises:
-        UnsupportedError: the launcher asks for what is not shared batches (DDP).
+        UnsupportedError: the launcher asks for what is neither DDP nor FSDP2.
+        InputError: it asks to share the model, and there is one process.
         MissingExtraError: accelerate is not installed.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-        # accelerate 1.15 forgets this on CPUs without a word, and trains by DDP.
-        raise UnsupportedError(
-            "accelerate was told to shard the model (FSDP), which accelerate does not do on CPUs "
-            "and edgeadapt does not do on GPUs; start it with --multi_gpu or --cpu, or type: "
-            "edgeadapt train --processes N"
-        )
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    sharded = _set(_SHARDED)
+    if sharded:
+        _check_sharding(size)
     if size == 1:
         return ALONE
     torch = need("torch", "training in processes")
     accelerate = need("accelerate", "training in processes")
     state = accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-    return World(state.num_processes, state.process_index, state.local_process_index)
+    return World(state.num_processes, state.process_index, state.local_process_index, sharded)
+
+
+def check_sharing(processes: int, settings: TrainSettings, *, sharded: bool) -> None:
+    """See that processes can share a training.
+
+    Args:
+        processes: how many.
+        settings: what is trained.
+        sharded: whether they share the model too.
+
+    Raises:
+        InputError: there are more than examples in a batch, or the optimizer is for one.
+        UnsupportedError: the method's model cannot be shared.
+    """
+    if processes > settings.batch_size:
+        raise InputError(
+            f"{processes} processes cannot share a batch of {settings.batch_size}; raise "
+            "--batch-size, or start fewer"
+        )
+    if processes > 1 and settings.optimizer not in ("auto", "adamw"):
+        raise InputError(
+            f"the optimizer {settings.optimizer} is for one process; {processes} processes take "
+            "adamw"
+        )
+    reason = METHODS[settings.method].unshardable
+    if sharded and reason:
+        raise UnsupportedError(
+            f"the method {settings.method} {reason}; take --method lora, or leave out --shard"
+        )
+
+
+def _set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
+
+
+def _check_sharding(size: int) -> None:
+    found = os.environ.get("FSDP_VERSION", "1")
+    if found != "2":
+        raise UnsupportedError(
+            f"accelerate was told to shard the model by FSDP {found}, and edgeadapt does by FSDP "
+            "2: give accelerate launch --fsdp_version 2, or type: edgeadapt train --processes N "
+            "--shard"
+        )
+    for name, what in _NOT_DONE.items():
+        if _set(name):
+            raise UnsupportedError(f"accelerate was told to {what}")
+    if size == 1:
+        raise InputError(
+            "one process has nobody to share the model with: start two or more (accelerate launch "
+            "--num_processes N, or edgeadapt train --processes N --shard)"
+        )
+    # With it transformers leaves a model empty in all processes but the first; they load it, and
+    # then keep their share.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
+from edgeadapt.errors import InputError, RuntimeFailure
 from edgeadapt.training import processes
 from edgeadapt.training.processes import train_in_processes
 from edgeadapt.training.settings import TrainSettings
@@ -29,6 +29,29 @@ SETTINGS = TrainSettings(
 
 def order(work: Path) -> list[Any]:
     return [json.loads(line) for line in (work / "order.jsonl").read_text().splitlines()]
+
+
+def kill_one_at(last: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have a process killed after a step; what is returned will hold the ids of all."""
+    started: list[int] = []
+    steps: list[float] = []
+    real = processes.run_job
+
+    def noting(*args: Any, on_start: Any, on_progress: Any, **options: Any) -> Any:
+        def start(process: int) -> None:
+            started.append(process)
+            on_start(process)
+
+        def step(amount: float) -> None:
+            on_progress(amount)
+            steps.append(amount)
+            if len(steps) == last:
+                os.kill(started[-1], signal.SIGKILL)
+
+        return real(*args, on_start=start, on_progress=on_progress and step, **options)
+
+    monkeypatch.setattr(processes, "run_job", noting)
+    return started
 
 
 def test_two_processes_have_the_loss_curve_of_one(base: Path, data: Path, tmp_path: Path) -> None:
@@ -61,30 +84,13 @@ def test_a_killed_process_ends_all_and_the_rest_goes_on_from_the_checkpoint(
 ) -> None:
     """Two processes, of which one is killed, then as one: the curve is that of no kill."""
     work, settings = tmp_path / "work", SETTINGS.model_copy(update={"gradient_accumulation": 1})
-    started: list[int] = []
-    real = processes.run_job
-
-    def noting(*args: Any, on_start: Any, on_progress: Any, **options: Any) -> Any:
-        def start(process: int) -> None:
-            started.append(process)
-            on_start(process)
-
-        def step(amount: float) -> None:
-            on_progress(amount)
-            steps.append(amount)
-            if len(steps) == 3:
-                os.kill(started[-1], signal.SIGKILL)
-
-        return real(*args, on_start=start, on_progress=on_progress and step, **options)
-
-    steps: list[float] = []
-    monkeypatch.setattr(processes, "run_job", noting)
+    killed = kill_one_at(3, monkeypatch)
     with pytest.raises(RuntimeFailure, match="was ended by SIGKILL"):
         train_in_processes(
             2, base, data, None, settings, tmp_path / "out", base_spec="tiny", work=work
         )
-    assert not any(psutil.pid_exists(process) for process in started)
-    assert not (tmp_path / "out").exists() and len(steps) < 5
+    assert len(killed) == 2 and not any(psutil.pid_exists(process) for process in killed)
+    assert not (tmp_path / "out").exists() and len(order(work)) < 5
 
     found = train(base, data, None, settings, tmp_path / "out", base_spec="tiny", work=work)
     whole = train(base, data, None, settings, tmp_path / "whole", base_spec="tiny")
@@ -116,15 +122,6 @@ def test_a_failure_in_the_processes_is_told_as_in_one(
     with pytest.raises(RuntimeFailure, match="training diverged"):
         train_in_processes(2, base, data, None, diverging, tmp_path / "out", base_spec="tiny")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_launcher_that_asks_for_sharding_is_refused(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UnsupportedError, match="--processes N"):
-        train(base, data, None, SETTINGS, tmp_path / "out", base_spec="tiny")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_processes_than_examples_in_a_batch_are_refused(

@@ -1,0 +1,52 @@
+"""Run as a script in each of several processes: train, and tell what this one held, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from edgeadapt.training import loop
+from edgeadapt.training.settings import TrainSettings
+from edgeadapt.training.train import train
+
+held: dict[str, int] = {}
+
+
+def size(tensor: Any) -> int:
+    """Bytes of a tensor in this process."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return int(local.numel() * local.element_size())
+
+
+class Holding(loop.Trainer):
+    """Looks at what is held before each step."""
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        held["gradients"] = sum(size(p.grad) for p in trained)
+        held["weights"] = sum(size(p) for p in model.parameters())
+        held["state"] = sum(
+            size(value)
+            for state in self.optimizer.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        )
+        return super()._clip_grad_norm(model)
+
+
+def main(base: Path, data: Path, out: Path, method: str) -> None:
+    loop.Trainer = Holding  # type: ignore[misc]
+    settings = TrainSettings(
+        method=method, max_steps=2, batch_size=4, gradient_accumulation=2, save_every_s=1e6
+    )  # type: ignore[arg-type]
+    train(base, data, None, settings, out, base_spec="tiny")
+    print(json.dumps(held))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), method=sys.argv[4])
