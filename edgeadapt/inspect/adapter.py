@@ -90,9 +90,9 @@ def find_base(spec: AdapterSpec, given: str | None) -> tuple[WeightSource, Path 
             return None
         return SafetensorsSource(path), path
     from edgeadapt.gguf_split import open_gguf
-    from edgeadapt.importers.gguf_llama import GgufLlama
+    from edgeadapt.importers.gguf_file import source_in
 
-    return GgufLlama(open_gguf(path)), None
+    return source_in(open_gguf(path)), None
 
 
 def _modules(spec: AdapterSpec) -> dict[str, Any]:

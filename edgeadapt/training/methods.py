@@ -22,6 +22,8 @@ class Method:
     """Makes the PEFT config; none where the model itself is trained, or our own modules in it."""
     bottleneck: bool = False
     """Whether a gated bottleneck beside each feed-forward block is trained."""
+    multiplies_only: bool = True
+    """Whether training takes products with the base's weights, and reads them for nothing else."""
 
     @property
     def frozen_base(self) -> bool:
@@ -94,10 +96,16 @@ def settle_configs(model: Any, base: str) -> None:
 
 
 METHODS: dict[str, Method] = {
-    "qlora": Method("LoRA on a base in NF4 (arXiv 2305.14314)", True, 2e-4, _lora()),
+    "qlora": Method(
+        "LoRA on a base in NF4 (arXiv 2305.14314)", True, 2e-4, _lora(), multiplies_only=False
+    ),
     "lora": Method("low-rank updates (arXiv 2106.09685)", False, 2e-4, _lora()),
     "dora": Method(
-        "LoRA with trained magnitudes (arXiv 2402.09353)", False, 2e-4, _lora(use_dora=True)
+        "LoRA with trained magnitudes (arXiv 2402.09353)",
+        False,
+        2e-4,
+        _lora(use_dora=True),
+        multiplies_only=False,
     ),
     "rslora": Method(
         "LoRA scaled by alpha / sqrt(r) (arXiv 2312.03732)", False, 1e-4, _lora(use_rslora=True)
@@ -112,5 +120,5 @@ METHODS: dict[str, Method] = {
     "ia3": Method("scaled activations (arXiv 2205.05638)", False, 5e-3, _ia3),
     "prefix": Method("a trained KV cache prefix (arXiv 2101.00190)", False, 1e-2, _prefix),
     "prompt": Method("trained input embeddings (arXiv 2104.08691)", False, 3e-2, _prompt),
-    "full": Method("all weights", False, 5e-5, None),
+    "full": Method("all weights", False, 5e-5, None, multiplies_only=False),
 }

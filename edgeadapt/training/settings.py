@@ -15,6 +15,8 @@ MethodName = Literal[
 
 OptimizerName = Literal["auto", "adamw", "adamw-8bit", "adamw-offloaded", "adafactor"]
 
+BaseWeights = Literal["auto", "dequantized", "packed"]
+
 
 class TrainSettings(BaseModel):
     """Settings of a training run; together with base and data they determine its result."""
@@ -32,6 +34,11 @@ class TrainSettings(BaseModel):
         None, ge=1, le=65536,
         description="of adapter's bottlenecks; by default it fills the padding to a super-block",
     )  # fmt: skip
+    base_weights: BaseWeights = Field(
+        "auto",
+        description="of a GGUF base: dequantized once, or packed in memory and dequantized in "
+        "each pass; auto: packed where the others do not fit the free memory",
+    )
     virtual_tokens: int = Field(16, ge=1, le=1024, description="length of a prefix or prompt")
     learning_rate: float | None = Field(None, gt=0, description="the method's own by default")
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgeadapt import __version__
 from edgeadapt.adapters.bottleneck import gated_blocks
@@ -28,6 +28,7 @@ from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import atomic_folder, full_disk_told, write_json
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
+from edgeadapt.training.base_weights import choose_base_weights, packable
 from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.methods import METHODS, Method, settle_configs
 from edgeadapt.training.quantization import (
@@ -37,7 +38,7 @@ from edgeadapt.training.quantization import (
     quiet_bitsandbytes,
 )
 from edgeadapt.training.score import Score, score_model
-from edgeadapt.training.settings import OptimizerName, TrainSettings
+from edgeadapt.training.settings import BaseWeights, OptimizerName, TrainSettings
 from edgeadapt.training.sweep import Watch
 from edgeadapt.training.teacher import check_teacher, load_teacher, taught_by
 from edgeadapt.training.world import ALONE, World, this_world
@@ -104,6 +105,7 @@ def train(
         check_teacher(base, teacher.folder)
     if METHODS[settings.method].bottleneck:
         gated_blocks(SafetensorsSource(base))  # refused here, and not after minutes of scoring
+    packed = packable(base, base_spec, settings)
     encoded = encode_dataset(train_data, tokenizer, settings.max_tokens, system=settings.system)
     held_out = heldout_data and held_out_text(
         heldout_data, tokenizer, limit=settings.held_out_examples,
@@ -115,6 +117,7 @@ def train(
         watch=None
         if watch is None
         else (watch, encode_dataset(watch.data, tokenizer, settings.max_tokens)),
+        packable=packed,
     )  # fmt: skip
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")
@@ -170,6 +173,8 @@ class _Run:
     teacher: ModelToExport | None = None
     on_step: Callable[[], None] | None = None
     watch: tuple[Watch, list[Encoded]] | None = None
+    packable: Path | None = None
+    """The GGUF file whose weights may stay packed."""
     world: World = ALONE
     optimizer: OptimizerName = "auto"
     """Settled when the model is there."""
@@ -211,7 +216,7 @@ class _Run:
         """Score, train, score; leave the adapter or model in `work/result`."""
         need("trl", "training")
         need("peft", "training")
-        model, held = self._load()
+        model, held = self._load(work)
         config = copy.deepcopy(model.config)  # the trainer changes its token ids
         before = self._score_before(model, work)
         trainer = self._train(model, work)
@@ -242,8 +247,13 @@ class _Run:
             "versions": _versions(),
         }
 
-    def _load(self) -> tuple[Any, dict[str, Any]]:
+    def _load(self, work: WorkFolder) -> tuple[Any, dict[str, Any]]:
         """The model, and how its base is held: what a merge has to know later."""
+        chosen: dict[str, Any] = {}
+        if self.packable is not None:
+            chosen["base_weights"] = self._settle_base_weights(work)
+            if chosen["base_weights"] == "packed":
+                return _load_packed(self.base, self.packable), chosen | {"quantization": "float32"}
         torch = need("torch", "training")
         transformers = need("transformers", "training")
         cuda = torch.cuda.is_available()
@@ -253,7 +263,7 @@ class _Run:
             "local_files_only": True,
         }
         dtype = str(options["dtype"]).removeprefix("torch.")
-        held: dict[str, Any] = {"quantization": dtype}
+        held: dict[str, Any] = chosen | {"quantization": dtype}
         if self.method.nf4_base:
             nf4 = detect_nf4_settings()
             log.info(
@@ -269,6 +279,16 @@ class _Run:
         if self.method.nf4_base:
             held["held"] = {"dtype": dtype, "layers": guard_linear4bit(model)}
         return model, held
+
+    def _settle_base_weights(self, work: WorkFolder) -> BaseWeights:
+        """One choice for all processes; a run that goes on keeps what it began with."""
+        known: BaseWeights | None = None
+        if self.world.leads:
+            known = work.recall("base_weights") or choose_base_weights(
+                self.settings.base_weights, self.base, self.world.size
+            )
+            work.remember("base_weights", known)
+        return cast(BaseWeights, self.world.tell(known))
 
     def _score(self, model: Any, title: str) -> dict[str, float] | None:
         if not self.held_out or not self.world.leads:
@@ -370,6 +390,15 @@ class _Run:
         # Embeddings are never changed here; left to itself PEFT asks a hub whether they were.
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty form for a hub
+
+
+def _load_packed(folder: Path, gguf: Path) -> Any:
+    # these need the gguf package, which training on other bases does without
+    from edgeadapt.gguf_split import open_gguf
+    from edgeadapt.importers.gguf_file import source_in
+    from edgeadapt.training.packed import load_packed
+
+    return load_packed(folder, source_in(open_gguf(gguf)))
 
 
 def _trained_parameters(model: Any) -> int:
