@@ -19,7 +19,7 @@ from edgeadapt.adapters.held import held_base, tells
 from edgeadapt.base_model import resolve_base
 from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded
-from edgeadapt.errors import GateFailure, InputError, MissingExtraError
+from edgeadapt.errors import GateFailure, InputError, MissingExtraError, RuntimeFailure
 from edgeadapt.export import MergeBase, ModelToExport, open_model
 from edgeadapt.fidelity.compare import Engine
 from edgeadapt.fidelity.gates import Verdict, verdict_record
@@ -34,6 +34,12 @@ from edgeadapt.tokenizer import ModelTokenizer
 
 MergeWish = Literal["auto", "original", "quantized"]
 GATE = "max_merge_ratio"
+
+LIVE_KL = 0.05
+"""Most divergence, in nats, of the live model from itself merged; bfloat16's rounding is 5e-4."""
+
+LIVE_RATIO = 0.5
+"""Least perplexity of a merge onto the original base over the live model's."""
 DEFAULT_RATIO = 1.02
 
 
@@ -238,6 +244,7 @@ def _measured(
     models = {"live": live} | {onto: replace(live, state="merged", onto=onto) for onto in wanted}
     references = find_references(models, held_out, threads=settings.threads)
     figures = compare_merges(references, held_out)
+    check_live(figures)
     best = min(wanted, key=lambda onto: figures[onto]["perplexity"]["value"])
     told = None
     if task is not None:
@@ -323,6 +330,34 @@ def compare_merges(references: dict[str, Reference], encoded: Sequence[Encoded])
         apart = references["original"].scores.nll - references["quantized"].scores.nll
         figures["original_minus_quantized"] = mean(apart, sequences).record()
     return figures
+
+
+def check_live(figures: Mapping[str, Any]) -> None:
+    """See that the live model was computed right: the measure of everything that follows.
+
+    Merged onto the quantized weights it is the same model, but for rounding. Merged onto the
+    original ones it is another, which may well be better, but never by far.
+
+    Raises:
+        RuntimeFailure: it was not.
+    """
+    live = figures["live"]["perplexity"]["value"]
+    for onto in ("quantized", "original"):
+        if onto not in figures:
+            continue
+        merged = figures[onto]
+        strange = (
+            merged["mean_kl"]["value"] > LIVE_KL
+            if onto == "quantized"
+            else merged["ratio_to_live"]["value"] < LIVE_RATIO
+        )
+        if strange:
+            raise RuntimeFailure(
+                f"run live, the adapter has a held-out perplexity of {live:.4g}, and merged onto "
+                f"the {onto} base one of {merged['perplexity']['value']:.4g}: bitsandbytes "
+                "computes wrongly on this machine, or the base is not the adapter's; check --base, "
+                "and try another version of bitsandbytes"
+            )
 
 
 def _because(best: str, figures: dict[str, Any], *, by_task: bool = False) -> str:
