@@ -19,13 +19,14 @@ from edgeadapt.adapters.held import held_base, tells
 from edgeadapt.base_model import resolve_base
 from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded
-from edgeadapt.errors import GateFailure, InputError, MissingExtraError, RuntimeFailure
+from edgeadapt.errors import GateFailure, InputError, MissingExtraError
 from edgeadapt.export import MergeBase, ModelToExport, open_model
 from edgeadapt.fidelity.compare import Engine
 from edgeadapt.fidelity.gates import Verdict, verdict_record
-from edgeadapt.fidelity.metrics import diverge_rows, exponential, mean
+from edgeadapt.fidelity.merge_figures import because, better_by_task, check_live, compare_merges
+from edgeadapt.fidelity.metrics import mean
 from edgeadapt.fidelity.models import live_model
-from edgeadapt.fidelity.references import Reference, find_references, sequence_numbers, targets
+from edgeadapt.fidelity.references import find_references
 from edgeadapt.fidelity.task import Task, measure_task
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.leftovers import scratch
@@ -35,11 +36,6 @@ from edgeadapt.tokenizer import ModelTokenizer
 MergeWish = Literal["auto", "original", "quantized"]
 GATE = "max_merge_ratio"
 
-LIVE_KL = 0.05
-"""Most divergence, in nats, of the live model from itself merged; bfloat16's rounding is 5e-4."""
-
-LIVE_RATIO = 0.5
-"""Least perplexity of a merge onto the original base over the live model's."""
 DEFAULT_RATIO = 1.02
 
 
@@ -249,13 +245,13 @@ def _measured(
     told = None
     if task is not None:
         figures |= _task_figures(base, adapter, settings, wanted, task, figures)
-        told = _better_by_task(figures)
+        told = better_by_task(figures)
     best = told or best
     ratio = figures[best]["ratio_to_live"]["value"]
     verdict = None
     if settings.max_ratio is not None:
         verdict = Verdict(GATE, ratio, settings.max_ratio, ratio <= settings.max_ratio)
-    reason = "as asked" if settings.onto != "auto" else _because(best, figures, by_task=bool(told))
+    reason = "as asked" if settings.onto != "auto" else because(best, figures, by_task=bool(told))
     log.info("merging onto the %s base: %s", best, reason)
     return MergeChoice(best, settings.onto, reason, figures, verdict)
 
@@ -288,93 +284,3 @@ def _task_figures(
         difference = mean(apart, np.arange(len(apart))).record()
         found["task_original_minus_quantized"] = difference
     return found
-
-
-def _better_by_task(figures: Mapping[str, Any]) -> MergeBase | None:
-    """The merge that is better at the task by more than two standard errors; None if neither is."""
-    apart = figures.get("task_original_minus_quantized")
-    if apart is None or apart["value"] is None or apart["standard_error"] is None:
-        return None
-    if abs(apart["value"]) <= 2 * apart["standard_error"]:
-        return None
-    return "original" if apart["value"] > 0 else "quantized"
-
-
-def compare_merges(references: dict[str, Reference], encoded: Sequence[Encoded]) -> dict[str, Any]:
-    """Figures of merged models beside the live one, as JSON.
-
-    Args:
-        references: `live`, and merges by what they are merged onto.
-        encoded: the text that all are of.
-
-    Returns:
-        For each its `perplexity`; for merges `ratio_to_live` and `mean_kl`, D(live || merge) in
-        nats; and, of two merges, `original_minus_quantized`: the paired difference of the mean
-        negative log likelihoods, in nats. All with standard errors over sequences.
-    """
-    sequences, wanted = sequence_numbers(encoded), targets(encoded)
-    live = references["live"]
-    figures: dict[str, Any] = {"tokens": len(wanted), "examples": len(encoded)}
-    for name, reference in references.items():
-        nll = reference.scores.nll
-        figures[name] = {"perplexity": exponential(mean(nll, sequences)).record()}
-        if name == "live":
-            continue
-        kl = diverge_rows(live.log_probs, reference.log_probs, wanted).kl
-        ratio = exponential(mean(nll - live.scores.nll, sequences))
-        figures[name] |= {
-            "ratio_to_live": ratio.record(),
-            "mean_kl": mean(kl, sequences).record(),
-        }
-    if {"original", "quantized"} <= references.keys():
-        apart = references["original"].scores.nll - references["quantized"].scores.nll
-        figures["original_minus_quantized"] = mean(apart, sequences).record()
-    return figures
-
-
-def check_live(figures: Mapping[str, Any]) -> None:
-    """See that the live model was computed right: the measure of everything that follows.
-
-    Merged onto the quantized weights it is the same model, but for rounding. Merged onto the
-    original ones it is another, which may well be better, but never by far.
-
-    Raises:
-        RuntimeFailure: it was not.
-    """
-    live = figures["live"]["perplexity"]["value"]
-    for onto in ("quantized", "original"):
-        if onto not in figures:
-            continue
-        merged = figures[onto]
-        strange = (
-            merged["mean_kl"]["value"] > LIVE_KL
-            if onto == "quantized"
-            else merged["ratio_to_live"]["value"] < LIVE_RATIO
-        )
-        if strange:
-            raise RuntimeFailure(
-                f"run live, the adapter has a held-out perplexity of {live:.4g}, and merged onto "
-                f"the {onto} base one of {merged['perplexity']['value']:.4g}: bitsandbytes "
-                "computes wrongly on this machine, or the base is not the adapter's; check --base, "
-                "and try another version of bitsandbytes"
-            )
-
-
-def _because(best: str, figures: dict[str, Any], *, by_task: bool = False) -> str:
-    other = "quantized" if best == "original" else "original"
-    if by_task:
-        apart = figures["task_original_minus_quantized"]
-        return (
-            f"{figures[best]['task']['metric']} {figures[best]['task']['value']:.3f} against "
-            f"{figures[other]['task']['value']:.3f} on the {other} one (paired difference "
-            f"{abs(apart['value']):.3f} ± {apart['standard_error']:.3f})"
-        )
-    apart = figures["original_minus_quantized"]
-    error = apart["standard_error"]
-    told = f" ± {error:.3f}" if error is not None else ""
-    return (
-        f"held-out perplexity {figures[best]['perplexity']['value']:.2f} against "
-        f"{figures[other]['perplexity']['value']:.2f} on the {other} one (live "
-        f"{figures['live']['perplexity']['value']:.2f}; the two differ by "
-        f"{abs(apart['value']):.3f}{told} nats a token)"
-    )
