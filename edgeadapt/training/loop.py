@@ -21,7 +21,7 @@ from edgeadapt.console import Advance
 from edgeadapt.data.encode import Encoded
 from edgeadapt.training import bottleneck
 from edgeadapt.training.checkpoints import WorkFolder
-from edgeadapt.training.packing import check_packing, pack
+from edgeadapt.training.packing import pack
 from edgeadapt.training.score import only_predicting, predicting, score_model
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.sweep import Watch, rungs
@@ -209,8 +209,6 @@ def make_trainer(
         processing_class=tokenizer,
     )
     _undo_bfloat16(trainer)
-    if settings.packing:
-        check_packing(trainer.model)
     return trainer
 
 

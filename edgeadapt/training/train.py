@@ -217,6 +217,10 @@ class _Run:
         need("trl", "training")
         need("peft", "training")
         model, held = self._load(work)
+        if self.settings.packing:
+            from edgeadapt.training.packing import check_packing
+
+            check_packing(model)  # refused now, and not after minutes of scoring
         config = copy.deepcopy(model.config)  # the trainer changes its token ids
         before = self._score_before(model, work)
         trainer = self._train(model, work)
