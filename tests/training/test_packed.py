@@ -31,14 +31,17 @@ ABLE = [name for name, method in METHODS.items() if method.multiplies_only]
 IDS = torch.arange(40).reshape(2, 20) * 7 % 320
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def gguf(request, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
+def quantized(folder: Path, *, tied: bool) -> Path:
     base = save_llama(
-        folder / "base", intermediate=128, attention_bias=True, tie_word_embeddings=request.param
+        folder / "base", intermediate=128, attention_bias=True, tie_word_embeddings=tied
     )
     made = ConversionRequest(SafetensorsSource(base), base, "Q4_0", "tiny", threads=1)
     return GgufConverter().convert(made, folder / "tiny.gguf").path
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> Path:
+    return quantized(tmp_path_factory.mktemp("packed"), tied=True)
 
 
 def both(gguf: Path):
@@ -49,9 +52,10 @@ def both(gguf: Path):
     )
 
 
-def test_logits_and_gradients_are_those_of_the_dequantized(gguf, monkeypatch):
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_and_gradients_are_those_of_the_dequantized(tmp_path, monkeypatch, tied):
     monkeypatch.setattr(packed, "row_chunks", lambda info: [(0, 5), (5, info.shape[0])])
-    grown, small = both(gguf)
+    grown, small = both(quantized(tmp_path, tied=tied))
     assert not small.training
     inputs = grown.get_input_embeddings()(IDS)
     assert torch.equal(small.get_input_embeddings()(IDS), inputs)
