@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeadapt.adapters import AdapterSpec, parse_adapters, read_spec
 from edgeadapt.adapters.held import held_base, tells
+from edgeadapt.adapters.spec import trained_system
 from edgeadapt.base_model import resolve_base
 from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded
@@ -140,10 +141,9 @@ def open_measured(
     if weighted and held_out is not None:
         log.warning("nothing was trained with a weight, so there is no live model to measure")
     elif held_out is not None:
-        settled = specs[0].record.get("settings")
         encoded = held_out_text(
             held_out, ModelTokenizer.from_folder(model.folder), limit=examples,
-            system=settled.get("system") if isinstance(settled, dict) else None,
+            system=trained_system(specs[0].path),
         )  # fmt: skip
     choice = choose_merge_base(resolve_base(base, revision=revision), specs, settings, encoded)
     choice.check()
