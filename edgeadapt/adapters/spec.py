@@ -208,7 +208,12 @@ def trained_system(folder: Path) -> str | None:
     Args:
         folder: of an adapter, or of a model that was trained whole.
     """
-    settings = _read_record(folder / "edgeadapt.json").get("settings")
+    return system_in(_read_record(folder / "edgeadapt.json"))
+
+
+def system_in(record: Mapping[str, Any]) -> str | None:
+    """The same, of a training's record."""
+    settings = record.get("settings")
     system = settings.get("system") if isinstance(settings, dict) else None
     return system if isinstance(system, str) else None
 
