@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from edgeadapt.adapters.sequential import FORMS
 from edgeadapt.errors import InputError
 from edgeadapt.recipe import (
     BenchSection,
@@ -91,6 +92,11 @@ class MethodWish(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.method.upper() in FORMS:
+            raise ValueError(
+                f"contenders run on llama.cpp, whose graphs have no place for {self.method}'s "
+                "bottlenecks; compare the method adapter"
+            )
         if self.sweep and not self.trained:
             raise ValueError(f"{self.method} trains nothing; leave sweep out")
         for name, tried in self.sweep.items():

@@ -19,7 +19,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from edgeadapt.console import Advance
 from edgeadapt.data.encode import Encoded
-from edgeadapt.training import bottleneck
+from edgeadapt.training import inserted
 from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.packing import pack
 from edgeadapt.training.score import only_predicting, predicting, score_model
@@ -89,15 +89,15 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         return (loss, outputs) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Of bottlenecks in a frozen model only these, and not the model beside them."""
-        if not bottleneck.trained_tensors(self.model):
+        """Of our modules in a frozen model only these, and not the model beside them."""
+        if not inserted.trained_tensors(self.model):
             super()._save(output_dir, state_dict)
         else:
-            bottleneck.save(self.model, Path(output_dir or self.args.output_dir), base="")
+            inserted.save(self.model, Path(output_dir or self.args.output_dir), base="")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if bottleneck.trained_tensors(self.model):
-            bottleneck.restore(self.model, Path(resume_from_checkpoint))
+        if inserted.trained_tensors(self.model):
+            inserted.restore(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

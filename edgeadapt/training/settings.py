@@ -10,7 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgeadapt.errors import InputError
 
 MethodName = Literal[
-    "qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "prompt", "full"
+    "qlora",
+    "lora",
+    "dora",
+    "rslora",
+    "adapter",
+    "houlsby",
+    "pfeiffer",
+    "ia3",
+    "prefix",
+    "prompt",
+    "full",
 ]
 
 OptimizerName = Literal["auto", "adamw", "adamw-8bit", "adamw-offloaded", "adafactor"]
@@ -32,7 +42,8 @@ class TrainSettings(BaseModel):
     )
     width: int | None = Field(
         None, ge=1, le=65536,
-        description="of adapter's bottlenecks; by default it fills the padding to a super-block",
+        description="of bottlenecks; by default adapter's fill the padding to a super-block, and "
+        "houlsby's and pfeiffer's are a sixteenth of the hidden width",
     )  # fmt: skip
     base_weights: BaseWeights = Field(
         "auto",

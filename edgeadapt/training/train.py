@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgeadapt import __version__
-from edgeadapt.adapters.bottleneck import gated_blocks
+from edgeadapt.adapters.bottleneck import PEFT_TYPE
 from edgeadapt.artifact import MANIFEST, SCHEMA_VERSION
 from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded, encode_dataset
@@ -30,7 +30,7 @@ from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.tokenizer import TOKENIZER_FILES, ModelTokenizer
 from edgeadapt.training.base_weights import choose_base_weights, packable
 from edgeadapt.training.checkpoints import WorkFolder
-from edgeadapt.training.methods import METHODS, Method, settle_configs
+from edgeadapt.training.methods import METHODS, Method, settle_configs, with_inserted
 from edgeadapt.training.quantization import (
     bitsandbytes_config,
     detect_nf4_settings,
@@ -103,8 +103,7 @@ def train(
     tokenizer = ModelTokenizer.from_folder(base)
     if teacher is not None:
         check_teacher(base, teacher.folder)
-    if METHODS[settings.method].bottleneck:
-        gated_blocks(SafetensorsSource(base))  # refused here, and not after minutes of scoring
+    with_inserted(SafetensorsSource(base), settings)  # refused here, not after minutes of scoring
     packed = packable(base, base_spec, settings)
     encoded = encode_dataset(train_data, tokenizer, settings.max_tokens, system=settings.system)
     held_out = heldout_data and held_out_text(
@@ -313,10 +312,8 @@ class _Run:
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.base, local_files_only=True)
         make = self.method.peft_config
-        if self.method.bottleneck:
-            from edgeadapt.training import bottleneck
-
-            bottleneck.attach(model, self.base, self.settings.width, self.settings.seed)
+        if self.method.inserted is not None:
+            _insert(model, self.base, self.method.inserted, self.settings)
         try:
             trainer = loop.make_trainer(
                 model, make(self.settings) if make else None, tokenizer, self.encoded,
@@ -378,10 +375,10 @@ class _Run:
             path.chmod(0o666 & ~umask)  # safetensors makes files that nobody else may read
 
     def _write(self, model: Any, config: Any, folder: Path) -> None:
-        if self.method.bottleneck:
-            from edgeadapt.training import bottleneck
+        if self.method.inserted is not None:
+            from edgeadapt.training import inserted
 
-            bottleneck.save(model, folder, base=self.base_spec)
+            inserted.save(model, folder, base=self.base_spec)
             return
         if self.method.peft_config is None:
             model.config = config
@@ -394,6 +391,16 @@ class _Run:
         # Embeddings are never changed here; left to itself PEFT asks a hub whether they were.
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty form for a hub
+
+
+def _insert(model: Any, base: Path, kind: str, settings: TrainSettings) -> None:
+    """Freeze a model, and put modules of ours into it to be trained."""
+    from edgeadapt.training import bottleneck, sequential
+
+    if kind == PEFT_TYPE:
+        bottleneck.attach(model, base, settings.width, settings.seed)
+    else:
+        sequential.attach(model, base, kind, settings.width, settings.seed)
 
 
 def _load_packed(folder: Path, gguf: Path) -> Any:
