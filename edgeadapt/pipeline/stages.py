@@ -215,7 +215,11 @@ def export_stage(
     if max_size is not None:
         tools += REFERENCE_TOOLS
     result = space.stage(f"export-{format}-{quantization}", key, work, tools=tools)
-    return open_artifact(result.folder / name), result
+    # What is exported from equal weights lies there once, under the name of whoever came first.
+    path = result.folder / name
+    if format == "gguf" and not path.exists():
+        path = next(result.folder.glob("*.gguf"), path)
+    return open_artifact(path), result
 
 
 def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
