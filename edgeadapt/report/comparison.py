@@ -80,7 +80,7 @@ def recommendations(document: Document) -> list[str]:
 
 def comparison_tables(document: Document) -> list[Table]:
     """Every table, in reading order."""
-    found = [_gains(document), _costs(document), _here(document)]
+    found = [_gains(document), _costs(document), _training(document), _here(document)]
     for device in document["devices"]:
         found += [_on_device(document, device), _break_even(document, device)]
     return [table for table in found if table.rows]
@@ -131,8 +131,6 @@ def _costs(document: Document) -> Table:
         trained, sizes = one["trained"] or {}, one["bytes"]
         rows.append((
             one["name"],
-            _shown(trained.get("steps"), str),
-            _shown(trained.get("learning_rate"), lambda rate: f"{rate:g}"),
             _shown(trained.get("parameters"), _count),
             _shown(trained.get("share"), lambda share: f"{100 * share:.2g}%" if share < 0.995
                    else "100%"),
@@ -145,25 +143,30 @@ def _costs(document: Document) -> Table:
     energy = ("J",) if counted else ()
     return Table(
         "What each costs",
-        (
-            "Method",
-            "Steps",
-            "Rate",
-            "Trained",
-            "Share",
-            "Work s",
-            "Peak MiB",
-            *energy,
-            "First MiB",
-            "Update MiB",
-        ),
+        ("Method", "Trained", "Share", "Work s", "Peak MiB", *energy, "First MiB", "Update MiB"),
         tuple(rows),
-        "Optimizer steps and learning rate; trained parameters, and their share of the base's; "
-        "seconds of training with its sweep, or of the search for a prompt, measured once (*: it "
-        "was interrupted, and what was done twice counts twice); resident memory of training in a "
-        f"process of its own{', and its energy' if counted else ''}; what to ship for the first "
-        "installation, and when it is trained anew.",
-        numeric=frozenset(range(1, 9 + counted)),
+        "Trained parameters, and their share of the base's; seconds of training with its sweep, or "
+        "of the search for a prompt, measured once (*: it was interrupted, and what was done twice "
+        "counts twice); resident memory of training in a process of its own"
+        f"{', and its energy' if counted else ''}; what to ship for the first installation, and "
+        "when it is trained anew.",
+        numeric=frozenset(range(1, 7 + counted)),
+    )
+
+
+def _training(document: Document) -> Table:
+    rows = [
+        (one["name"], str(one["trained"]["steps"]), f"{one['trained']['learning_rate']:g}")
+        for one in document["contenders"]
+        if one["trained"]
+    ]
+    return Table(
+        "How each was trained",
+        ("Method", "Steps", "Learning rate"),
+        tuple(rows),
+        "The recipe's settings, or what a sweep chose on the training data.",
+        numeric=frozenset({1, 2}),
+        detail=True,
     )
 
 
