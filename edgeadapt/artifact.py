@@ -34,6 +34,14 @@ class Artifact:
     lineage: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def system(self) -> str | None:
+        """The one system prompt that what is in it was trained under, if it tells of one."""
+        trained = [self.lineage, self.lineage.get("adapter"), *(self.lineage.get("adapters") or [])]
+        told = [((part or {}).get("training") or {}).get("system") for part in trained]
+        found = {system for system in told if system}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def size_bytes(self) -> int:
         """Bytes on disk of everything that ships."""
         if self.path.is_file():

@@ -40,13 +40,9 @@ def resolve_base(spec: str, *, revision: str | None = None) -> Path:
     place = _locate(spec, revision)
     if place.is_dir():
         return place
-    # these need the gguf package, which a device that only reads folders may do without
-    from edgeadapt.gguf_split import split_files
-    from edgeadapt.importers.gguf_file import IMPORTER_VERSION, import_gguf
+    from edgeadapt.importers.gguf_file import import_gguf
 
-    hashes = [file_sha256(file) for file in split_files(place)]
-    key = hashes[0] if len(hashes) == 1 else sha256_json(hashes)
-    folder = cache_dir() / "bases" / f"{key[:16]}-{IMPORTER_VERSION}"
+    folder = _import_of(place)
     if not folder.is_dir():
         try:
             import_gguf(place, folder)
@@ -54,6 +50,17 @@ def resolve_base(spec: str, *, revision: str | None = None) -> Path:
             if not folder.is_dir():  # else another process finished the same import first
                 raise
     return folder
+
+
+def gguf_behind(folder: Path, spec: str) -> Path | None:
+    """The GGUF file that a base's folder was imported from; None if it was a folder to begin with.
+
+    Args:
+        folder: what `resolve_base` gave.
+        spec: for this.
+    """
+    place = default_gguf() if spec == DEFAULT else Path(spec).expanduser()
+    return place if place.is_file() and _import_of(place) == folder else None
 
 
 def import_base(spec: str, out: Path, *, revision: str | None = None) -> Path:
@@ -174,6 +181,17 @@ def _locate(spec: str, revision: str | None) -> Path:
         f"{spec} does not exist; expected a Hugging Face folder, a GGUF file, a hub id such as "
         f"HuggingFaceTB/SmolLM2-135M-Instruct, or {DEFAULT!r}"
     )
+
+
+def _import_of(gguf: Path) -> Path:
+    """Where the folder lies, or would lie, that a GGUF file is imported into."""
+    # these need the gguf package, which a device that only reads folders may do without
+    from edgeadapt.gguf_split import split_files
+    from edgeadapt.importers.gguf_file import IMPORTER_VERSION
+
+    hashes = [file_sha256(file) for file in split_files(gguf)]
+    key = hashes[0] if len(hashes) == 1 else sha256_json(hashes)
+    return cache_dir() / "bases" / f"{key[:16]}-{IMPORTER_VERSION}"
 
 
 def _may_be_hub_id(spec: str) -> bool:

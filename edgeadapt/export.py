@@ -18,7 +18,7 @@ from edgeadapt.adapters import (
 )
 from edgeadapt.adapters.held import HeldSource, held_base
 from edgeadapt.adapters.prompts import trained_prefix
-from edgeadapt.adapters.spec import CONFIG, WEIGHTS
+from edgeadapt.adapters.spec import CONFIG, WEIGHTS, system_in
 from edgeadapt.adapters.vocabulary import brings_texts, folder_with_texts
 from edgeadapt.artifact import MANIFEST, Artifact
 from edgeadapt.base_model import DEFAULT, base_hash, file_sha256, resolve_base
@@ -353,7 +353,10 @@ def _history(folder: Path) -> dict[str, Any]:
 
 def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     told = ("method", "data_hash", "quantization", "steps")
-    return {key: record[key] for key in told if key in record}
+    system = system_in(record)
+    return {key: record[key] for key in told if key in record} | (
+        {"system": system} if system is not None else {}
+    )
 
 
 def adapter_lineage(spec: AdapterSpec) -> dict[str, Any]:

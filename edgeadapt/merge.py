@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from edgeadapt.adapters.sequential import check_without
 from edgeadapt.artifact import Artifact
 from edgeadapt.console import progress
 from edgeadapt.export import ModelToExport
@@ -27,7 +28,11 @@ def merge_to_folder(model: ModelToExport, out: Path, *, dtype: str = "float32") 
         model: what to write.
         out: a folder that does not exist yet.
         dtype: of the merged tensors; `float32` keeps what was merged, the others round it.
+
+    Raises:
+        UnsupportedError: the adapter is part of no weight.
     """
+    check_without(model.source.config, "in a folder of plain weights there is")
     stored = DTYPES[dtype]
     infos = {name: replace(info, dtype=stored) for name, info in model.source.tensors().items()}
     with atomic_folder(out) as partial:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,36 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("EDGEADAPT_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def memory_limit() -> Iterator[Callable[[int], list[str]]]:
+    """Given a number of bytes, the start of a command line that may hold no more in memory.
+
+    The page cache of what it reads counts, as it does on a board with so much memory.
+    """
+    v1 = Path("/sys/fs/cgroup/memory")
+    group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / f"edgeadapt-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+
+    def limited(size: int) -> list[str]:
+        limit.write_text(str(size))
+        return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+
+    try:
+        if not limit.exists():
+            pytest.skip("the memory controller is not given to this control group")
+        yield limited
+    finally:
+        for _ in range(50):  # until what ran in it has been reaped
+            with contextlib.suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from peft import LoraConfig
 
 from edgeadapt import merge as merge_module
-from edgeadapt.artifact import open_artifact
+from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import base_hash
+from edgeadapt.cli import cli
 from edgeadapt.errors import AdapterError, CorruptFileError, InputError
 from edgeadapt.export import export, open_model
 from edgeadapt.merge import merge_to_folder
@@ -140,3 +143,24 @@ def test_a_model_that_edgeadapt_made_says_from_what(
         "steps": 7,
     }
     assert open_artifact(tmp_path / "full").format == "hf"
+
+
+def test_what_was_trained_under_a_system_prompt_says_so(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp")
+    taught = tmp_path / "taught"
+    shutil.copytree(adapter, taught)
+    record = {"quantization": "float32", "settings": {"system": "Be 'brief'."}}
+    (taught / "edgeadapt.json").write_text(json.dumps(record))
+    out = tmp_path / "m.gguf"
+    arguments = ["export", "--base", tiny_model, "--adapter", taught, "--format", "gguf"]
+    arguments += ["--quant", "Q8_0", "--no-parity", "--out", out]
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.stderr
+    words = shlex.split(done.stdout.splitlines()[-1].removeprefix("try it: "))
+    assert words == ["edgeadapt", "chat", str(out), "--system", "Be 'brief'."]
+    assert open_artifact(out).system == "Be 'brief'."
+    assert Artifact(out, "gguf", "Q8_0").system is None
+    both = [{"training": {"system": text}} for text in "ab"]
+    assert Artifact(out, "gguf", "Q8_0", {"adapters": both}).system is None

@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from edgeadapt.adapters.sequential import form_of
 from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.onnx.options import Settings
 from edgeadapt.errors import InputError
@@ -78,10 +79,10 @@ def choose_writer(request: ConversionRequest, settings: Settings) -> GraphWriter
     from edgeadapt.converters.onnx.stream.writer import StreamWriter
 
     wanted, own = request.onnx.exporter, StreamWriter()
-    if request.onnx.adapters:
+    if request.onnx.adapters or form_of(request.source.config):
         if wanted not in (None, own.name):
             raise InputError(
-                f"the exporter {wanted} makes no graphs that take adapters; use stream"
+                f"the exporter {wanted} makes no graphs that take or have adapters; use stream"
             )
         return own
     if wanted is not None:

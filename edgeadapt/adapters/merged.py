@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeadapt.adapters import bottleneck
+from edgeadapt.adapters import bottleneck, sequential
 from edgeadapt.adapters.adapted import AdaptedSource
 from edgeadapt.adapters.contents import AdapterContents, LoraKeys, Parts, changes, lora_keys
 from edgeadapt.adapters.patches import (
@@ -64,6 +64,8 @@ def merged_source(
         return MergedSource(base, spec, original=original, weight=weight)
     if spec.peft_type == bottleneck.PEFT_TYPE:
         return bottleneck.BottleneckSource(base, spec, weight=weight)
+    if spec.peft_type in sequential.FORMS:
+        return sequential.SequentialSource(base, spec, weight=weight)
     from edgeadapt.adapters.via_peft import PeftMergedSource
 
     return PeftMergedSource(base, spec)

@@ -7,6 +7,7 @@ from pathlib import Path
 from edgeadapt.adapters.bottleneck import PEFT_TYPE as BOTTLENECK
 from edgeadapt.adapters.contents import WHOLE, AdapterContents, changes, lora_keys
 from edgeadapt.adapters.merged import check_changes_weights
+from edgeadapt.adapters.sequential import FORMS
 from edgeadapt.adapters.spec import AdapterSpec, read_spec
 from edgeadapt.errors import AdapterError, UnsupportedError
 from edgeadapt.weights import (
@@ -45,6 +46,8 @@ def not_plain_lora(spec: AdapterSpec, base: WeightSource | None) -> list[str]:
     check_changes_weights(spec)
     if spec.peft_type == BOTTLENECK:
         return ["it makes the feed-forward blocks wider, which changes the shape of the base's own"]
+    if spec.peft_type in FORMS:
+        return ["its bottlenecks stand behind the blocks, as nodes of the graph"]
     if spec.peft_type not in {"LORA", "IA3"}:
         return [f"{spec.method} is not a product of two small matrices"]
     contents = AdapterContents(spec)

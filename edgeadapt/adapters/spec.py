@@ -202,6 +202,22 @@ def _check_lora(config: Mapping[str, Any]) -> None:
             )
 
 
+def trained_system(folder: Path) -> str | None:
+    """The system prompt that training put before conversations without one, where it tells.
+
+    Args:
+        folder: of an adapter, or of a model that was trained whole.
+    """
+    return system_in(_read_record(folder / "edgeadapt.json"))
+
+
+def system_in(record: Mapping[str, Any]) -> str | None:
+    """The same, of a training's record."""
+    settings = record.get("settings")
+    system = settings.get("system") if isinstance(settings, dict) else None
+    return system if isinstance(system, str) else None
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     record = read_json(path) if path.is_file() else {}
     if not isinstance(record, dict):

@@ -8,6 +8,7 @@ import psutil
 
 from edgeadapt.bench.measurement import Machine
 from edgeadapt.cpu import read_text, this_cpu, usable_cpus
+from edgeadapt.memory import total_memory
 
 _ISA = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512bw",
@@ -29,7 +30,7 @@ def this_machine(*, watch_s: float = 0.0) -> Machine:
         isa=tuple(name for name in _ISA if name in cpu.features),
         physical_cores=psutil.cpu_count(logical=False),
         available_cores=usable_cpus(),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=total_memory(),
         os=platform.platform(),
         governor=read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
         busy=psutil.cpu_percent(interval=watch_s) / 100 if watch_s > 0 else None,

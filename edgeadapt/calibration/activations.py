@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeadapt.adapters.sequential import form_of
 from edgeadapt.console import progress
 from edgeadapt.converters.gguf.imatrix import Entry
 from edgeadapt.errors import CorruptFileError, UnsupportedError
@@ -81,6 +82,10 @@ def load_model(source: WeightSource) -> Any:
         raise UnsupportedError(f"transformers cannot load this model: {error}") from error
     if report["missing_keys"]:
         raise UnsupportedError(f"the model lacks the tensor {sorted(report['missing_keys'])[0]!r}")
+    if form_of(source.config):
+        from edgeadapt.training.sequential import attach_from
+
+        attach_from(model, source)
     return model.eval()
 
 

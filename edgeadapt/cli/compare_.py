@@ -8,6 +8,7 @@ import click
 
 from edgeadapt.cli.common import end_when_asked, standard
 from edgeadapt.console import emit, emit_json
+from edgeadapt.errors import RuntimeFailure
 
 
 @click.command()
@@ -34,7 +35,8 @@ def command(recipe: str, runs: Path, ray: str | None, as_json: bool) -> None:
     the data, quantizations and devices; or `compare-demo`. Each is trained,
     exported and asked the same held-out questions on its runtime. Each device
     gets a recommendation with its margin of error; where the data do not
-    decide, it says so. After a kill, the same command goes on.
+    decide, it says so. After a kill, the same command goes on; a method that
+    fails is told, and the others are compared.
 
     \b
     edgeadapt compare compare-demo
@@ -60,3 +62,6 @@ def command(recipe: str, runs: Path, ray: str | None, as_json: bool) -> None:
     else:
         emit(comparison_summary(document))
         emit(f"report: {root / 'report.html'}")
+    if document["failed"]:
+        labels = ", ".join(dict.fromkeys(str(one["label"]) for one in document["failed"]))
+        raise RuntimeFailure(f"failed: {labels}; type the same command again to retry")

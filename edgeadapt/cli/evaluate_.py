@@ -133,14 +133,14 @@ def _subject(
     from edgeadapt.adapters import parse_adapters
     from edgeadapt.base_model import resolve_base
     from edgeadapt.data.source import held_out_part
-    from edgeadapt.pipeline.evaluation import Subject, subject_of_run
+    from edgeadapt.pipeline.evaluation import subject_of, subject_of_run
 
     if (run is None) == (base is None):
         raise InputError("give --reference RUN, or --base B with --adapter and --data")
     if run is not None and adapter:
         raise InputError("the run names its adapter; give --adapter with --base only")
     subject = (
-        subject_of_run(run) if run else Subject(resolve_base(str(base)), parse_adapters(adapter))
+        subject_of_run(run) if run else subject_of(resolve_base(str(base)), parse_adapters(adapter))
     )
     if data is None:
         return subject
@@ -161,7 +161,7 @@ def _task(
     path = held_out_part(data) if data else subject.data
     if path is None:
         raise InputError("--task needs questions and answers; give --task-data")
-    return Task(metric, path, examples, max_tokens)
+    return Task(metric, path, examples, max_tokens, subject.system)
 
 
 def _summary(document: dict[str, Any]) -> str:

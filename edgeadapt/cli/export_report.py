@@ -108,4 +108,8 @@ def report(
         emit(str(foretold))
     if artifact.lineage.get("mode") != "separate":
         words = ["edgeadapt", "chat", str(artifact.path)]
-        emit(f"try it: {shlex.join(words + (['--warm', str(warm.path)] if warm else []))}")
+        if warm is not None:
+            words += ["--warm", str(warm.path)]
+        elif artifact.system is not None:
+            words += ["--system", artifact.system]
+        emit(f"try it: {shlex.join(words)}")

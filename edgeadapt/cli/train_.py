@@ -11,7 +11,10 @@ from edgeadapt.cli.common import standard
 from edgeadapt.console import emit, emit_json, log
 from edgeadapt.errors import InputError
 
-_METHODS = ("qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "prompt", "full")
+_METHODS = (
+    "qlora", "lora", "dora", "rslora", "adapter", "houlsby", "pfeiffer", "ia3", "prefix", "prompt",
+    "full",
+)  # fmt: skip
 
 
 @click.command(short_help="Train an adapter (QLoRA by default) or the full model.")

@@ -60,8 +60,24 @@ class Contender:
             "parameters": runs[0]["trained_parameters"],
             "steps": runs[0]["steps"],
             "learning_rate": runs[0]["learning_rate"],
+            "resumed": any(run["resumed"] for run in runs),
             **{name: middle(name) for name in ("seconds", "peak_memory", "joules")},
         }
+
+    @property
+    def work_s(self) -> float | None:
+        """Seconds of all that was done to make it: training, its sweep, or the search for a prompt;
+        None if it is not known."""
+        found = []
+        for trial in self.trials:
+            training = trial["training"]
+            parts = [trial.get("prompting_s") or 0.0]
+            if training is not None:
+                parts += [training["seconds"], (training.get("sweep") or {}).get("seconds", 0.0)]
+            if any(part is None for part in parts):
+                return None
+            found.append(sum(parts))
+        return float(np.median(found))
 
     @property
     def model(self) -> ModelFacts:
@@ -145,16 +161,25 @@ def plain_of(found: Sequence[Contender], quantization: str) -> Contender:
     return next(c for c in found if c.method == "none" and c.quantization == quantization)
 
 
-def lead(one: Contender, other: Contender, judged_by: str) -> Interval:
+def common_base(found: Sequence[Contender]) -> Contender:
+    """The plain base in the recipe's first quantization: what all contenders are measured by."""
+    return next(contender for contender in found if contender.method == "none")
+
+
+def lead(one: Contender, other: Contender, judged_by: str, *, among: int = 1) -> Interval:
     """How much better one is than the other, question by question.
 
-    In nats an answer token, or in the task's metric.
+    Args:
+        one: the one.
+        other: the other.
+        judged_by: `likelihood`, in nats an answer token, or `task`, in its metric.
+        among: how many leads are looked at together; see `interval`.
     """
     if judged_by != "task":
-        return _likelier(one, other, "domain")
+        return _likelier(one, other, "domain", among)
     mine, theirs = one.task, other.task
     assert mine is not None and theirs is not None
-    return interval(_difference(mine, theirs), np.ones(mine.shape[1]))
+    return interval(_difference(mine, theirs), np.ones(mine.shape[1]), among=among)
 
 
 def forgetting(one: Contender, plain: Contender) -> Interval:
@@ -162,8 +187,8 @@ def forgetting(one: Contender, plain: Contender) -> Interval:
     return _likelier(plain, one, "general")
 
 
-def _likelier(one: Contender, other: Contender, what: str) -> Interval:
-    return interval(_difference(other.nll(what), one.nll(what)), one.tokens(what))
+def _likelier(one: Contender, other: Contender, what: str, among: int = 1) -> Interval:
+    return interval(_difference(other.nll(what), one.nll(what)), one.tokens(what), among=among)
 
 
 def _difference(one: Float64Array, other: Float64Array) -> Float64Array:
@@ -181,14 +206,18 @@ def outcome(gain: Interval) -> Outcome:
     return "better" if gain.value > 0 else "worse"
 
 
-def record(one: Contender, plain: Contender, parameters: int) -> dict[str, Any]:
+def record(
+    one: Contender, found: Sequence[Contender], parameters: int, judged_by: str = "likelihood"
+) -> dict[str, Any]:
     """A contender's figures beside the plain base's in the same quantization, as JSON.
 
     Args:
         one: the contender.
-        plain: the base.
+        found: all contenders.
         parameters: of the base.
+        judged_by: what a choice goes by.
     """
+    plain = plain_of(found, one.quantization)
     gain, tokens = lead(one, plain, "likelihood"), one.tokens("domain")
     trained = one.trained
     task = one.task
@@ -204,7 +233,9 @@ def record(one: Contender, plain: Contender, parameters: int) -> dict[str, Any]:
         "bytes": {"first": one.bytes_first, "update": one.bytes_update},
         "perplexity": float(np.exp(one.nll("domain").mean(0).sum() / tokens.sum())),
         "gain": gain.record(),
-        "beside_base": outcome(gain),
+        "ahead": lead(one, common_base(found), judged_by).record(),
+        "beside_base": outcome(lead(one, plain, judged_by)),
+        "work_s": one.work_s,
         "task": None
         if task is None
         else {

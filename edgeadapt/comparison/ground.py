@@ -85,7 +85,8 @@ def find_ground(recipe: ComparisonRecipe, root: Path) -> Ground:
     tokenizer = ModelTokenizer.from_folder(inputs.base)
     evaluate, folder = recipe.evaluate, root / "questions"
     task = find_task(as_run, inputs)
-    paths = [path for path in (inputs.base, train_data, held_out, general, documents) if path]
+    used = (inputs.base, train_data, held_out, general, documents, task and task.data)
+    paths = [path for path in used if path]
     return Ground(
         recipe,
         root,

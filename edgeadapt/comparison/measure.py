@@ -5,6 +5,7 @@ Figures of answers are kept for each question, so that contenders are compared q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgeadapt.comparison.ground import Ground
 from edgeadapt.console import progress
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.load import data_hash
+from edgeadapt.errors import RuntimeFailure
 from edgeadapt.fidelity.compare import Engine, compare, engine_identity
 from edgeadapt.fidelity.evaluate import prepare
 from edgeadapt.fidelity.metrics import mean
@@ -102,11 +104,27 @@ def measure(space: Workspace, ground: Ground, subject: Subject) -> dict[str, Any
             "fidelity": fidelity,
             "prompt": _prompt(held_out),
         }
+        _check_finite(subject, figures)
         write_json(folder / "figures.json", figures)
 
     stage = space.stage(f"measure-{subject.name}", key, work, tools=REFERENCE_TOOLS)
     figures: dict[str, Any] = stage.read("figures.json")
     return figures
+
+
+def _check_finite(subject: Subject, figures: dict[str, Any]) -> None:
+    """See that a model answers at all.
+
+    Raises:
+        RuntimeFailure: the likelihood of an answer is not a number.
+    """
+    for what in ("domain", "general"):
+        if bad := [nll for nll in figures[what]["nll"] if not math.isfinite(nll)]:
+            raise RuntimeFailure(
+                f"{subject.name} gives {len(bad)} of {len(figures[what]['nll'])} {what} answers a "
+                "likelihood that is not a number; lower the learning rate, or choose another "
+                "quantization"
+            )
 
 
 def _of(subject: Subject, name: str, plain: Path) -> Path:

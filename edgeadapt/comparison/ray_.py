@@ -29,7 +29,7 @@ from edgeadapt.comparison.ground import Ground, find_ground
 from edgeadapt.comparison.recipe import Trial
 from edgeadapt.comparison.run import Execute
 from edgeadapt.comparison.sweep import swept
-from edgeadapt.comparison.trial import data_of, run_trial
+from edgeadapt.comparison.trial import attempt, data_of
 from edgeadapt.comparison.tune import tune_on_ray
 from edgeadapt.console import log, set_verbosity
 from edgeadapt.data.load import data_hash
@@ -167,7 +167,7 @@ def _done_on(
             for ref in ready:
                 trial = pending.pop(ref)
                 answer = _answer(ray, ref, trial)
-                if trial.slug in sweeps:
+                if trial.slug in sweeps and "failed" not in answer["result"]:
                     answer["result"]["training"]["sweep"] = sweeps[trial.slug]
                 done = len(trials) - len(pending)
                 log.info("=== %s: done on %s (%d of %d)", trial, answer["node"], done, len(trials))
@@ -273,7 +273,7 @@ def _do(ground: Ground, trial: Trial, driver: _Driver) -> dict[str, Any]:
         bench = ground.recipe.bench.model_copy(update={"threads": driver.threads})
         ground = replace(ground, recipe=ground.recipe.model_copy(update={"bench": bench}))
         with _alone(ground.root / ".trials" / trial.slug):
-            return answer | {"result": run_trial(ground, trial)}
+            return answer | {"result": attempt(ground, trial)}
     except Exception as error:  # a process boundary: whatever it was, the driver must hear it
         return answer | {"error": {"type": type(error).__name__, "message": str(error)}}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from edgeadapt.adapters.sequential import FORMS
 from edgeadapt.errors import InputError
 from edgeadapt.recipe import (
     BenchSection,
@@ -75,6 +76,12 @@ class MethodWish(Section):
         return self.ship or ("merged",)
 
     @property
+    def contender_names(self) -> tuple[str, ...]:
+        """What its contenders are called, quantization and share of the data aside."""
+        ships = self.ships
+        return (self.label,) if len(ships) == 1 else tuple(f"{self.label}, {s}" for s in ships)
+
+    @property
     def starts_the_cache(self) -> bool:
         """Whether what is trained ships as the beginning of the KV cache."""
         return self.method in _ALWAYS_SEPARATE
@@ -91,6 +98,11 @@ class MethodWish(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.method.upper() in FORMS:
+            raise ValueError(
+                f"contenders run on llama.cpp, whose graphs have no place for {self.method}'s "
+                "bottlenecks; compare the method adapter"
+            )
         if self.sweep and not self.trained:
             raise ValueError(f"{self.method} trains nothing; leave sweep out")
         for name, tried in self.sweep.items():
@@ -98,6 +110,8 @@ class MethodWish(Section):
                 raise ValueError(f"sweep cannot vary {name}; compare has methods and seeds for it")
             if not tried or len({repr(value) for value in tried}) < len(tried):
                 raise ValueError(f"sweep needs for {name} values that differ")
+        if len(set(self.ship)) < len(self.ship):
+            raise ValueError("ship has a value twice")
         if "separate" in self.ship and self.method not in (*_ALWAYS_SEPARATE, *_CAN_BE_SEPARATE):
             raise ValueError(
                 f"{self.method} cannot ship separate; {', '.join(_CAN_BE_SEPARATE)} can"
@@ -107,6 +121,10 @@ class MethodWish(Section):
         if self.train and not self.trained:
             raise ValueError(f"{self.method} trains nothing; leave train out")
         return self
+
+
+def _twice(values: Sequence[str]) -> str:
+    return next(value for value in values if values.count(value) > 1)
 
 
 def _as_wish(value: object) -> object:
@@ -185,6 +203,9 @@ class ComparisonRecipe(Section):
             raise ValueError(
                 "two methods have one name, as folders are called; give `name` to tell them apart"
             )
+        called = [name for wish in self.methods for name in wish.contender_names]
+        if len(set(called)) < len(called):
+            raise ValueError(f"two contenders would be called {_twice(called)!r}; give other names")
         for axis in ("seeds", "fractions", "quantizations", "devices"):
             values = getattr(self, axis)
             if len(set(values)) < len(values):
@@ -233,10 +254,11 @@ class ComparisonRecipe(Section):
     def trials(self) -> Iterator[Trial]:
         """Every trial once; what no seed and no training data change is done once alone."""
         for wish in self.methods:
-            seeds = self.seeds if wish.trained or wish.method == "few-shot" else self.seeds[:1]
+            always = wish.trained or wish.method == "few-shot"
             from_data = wish.method != "none" and not (wish.method == "rag" and self.data.documents)
             for fraction in self.fractions if from_data else (1.0,):
-                for seed in seeds:
+                varies = always or (from_data and fraction < 1)  # by which share is drawn
+                for seed in self.seeds if varies else self.seeds[:1]:
                     yield Trial(wish, seed, fraction)
 
 
@@ -251,7 +273,8 @@ class Trial:
     @property
     def slug(self) -> str:
         """Names its result's file."""
-        return f"{self.wish.folder_name}-seed{self.seed}-{self.fraction:g}"
+        share = repr(self.fraction).removesuffix(".0")
+        return f"{self.wish.folder_name}-seed{self.seed}-{share}"
 
     def __str__(self) -> str:
         told = self.wish.label

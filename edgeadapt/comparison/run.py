@@ -12,7 +12,7 @@ from edgeadapt.comparison.figures import contenders, plain_of, record
 from edgeadapt.comparison.ground import Ground, find_ground
 from edgeadapt.comparison.recipe import ComparisonRecipe, Trial
 from edgeadapt.comparison.statistics import LEVEL
-from edgeadapt.comparison.trial import run_trial
+from edgeadapt.comparison.trial import attempt
 from edgeadapt.comparison.verdict import judge
 from edgeadapt.console import log
 from edgeadapt.devices import DeviceProfile, load_profile
@@ -33,7 +33,7 @@ def one_after_another(
     """Trials in this process."""
     for number, trial in enumerate(trials, 1):
         log.info("=== %s (%d of %d)", trial, number, len(trials))
-        yield trial.slug, run_trial(ground, trial)
+        yield trial.slug, attempt(ground, trial)
 
 
 def compare_methods(
@@ -49,11 +49,12 @@ def compare_methods(
         execute: how trials are done.
 
     Returns:
-        The document.
+        The document; methods that failed are in its `failed`.
 
     Raises:
         InputError: the recipe names something that does not exist or does not fit.
-        EdgeAdaptError: a trial failed; those before it are kept.
+        EdgeAdaptError: a trial could not be done for a reason that is not its method's; those
+            before it are kept.
     """
     from edgeadapt.report.comparison import write_comparison
 
@@ -100,7 +101,12 @@ def _document(
             for what in ("domain", "general")
         },
         "level": LEVEL,
-        "contenders": [record(one, plain_of(found, one.quantization), parameters) for one in found],
+        "contenders": [record(one, found, parameters, recipe.judged_by) for one in found],
+        "failed": [
+            {key: result[key] for key in ("label", "seed", "fraction", "failed")}
+            for result in results
+            if "failed" in result
+        ],
         "trials": results,
         "devices": [judge(profile, found, recipe) for profile in profiles],
     }

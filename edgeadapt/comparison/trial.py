@@ -16,7 +16,9 @@ from edgeadapt.comparison.ground import Ground, share_of
 from edgeadapt.comparison.measure import PROMPTED, SHIPS, Subject, bench, measure
 from edgeadapt.comparison.recipe import PROMPTING, Ship, Trial
 from edgeadapt.comparison.sweep import swept
+from edgeadapt.console import log
 from edgeadapt.data.load import data_hash
+from edgeadapt.errors import EdgeAdaptError, RuntimeFailure, UnsupportedError
 from edgeadapt.export import export_adapter, export_prefix
 from edgeadapt.fidelity.models import ReferenceModel, State, reference_models
 from edgeadapt.files import write_json
@@ -25,7 +27,9 @@ from edgeadapt.pipeline.stages import TRAINING_TOOLS, export_stage
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.planner.model import ModelFacts, model_facts
 from edgeadapt.prefix import read_prefix
-from edgeadapt.training.apart import train_apart
+from edgeadapt.training.apart import read_cost, train_apart
+
+LEDGER = "spent.json"
 
 _PLAIN = Adapted(None, None, None, {})
 
@@ -59,7 +63,39 @@ def run_trial(ground: Ground, trial: Trial) -> dict[str, Any]:
         "fraction": trial.fraction,
         "training": made.training,
         "prompting": made.prompting and made.prompting.read(PROMPTED),
+        "prompting_s": made.prompting and made.prompting.seconds,
         "entries": list(_entries(space, ground, trial, made)),
+    }
+
+
+def attempt(ground: Ground, trial: Trial) -> dict[str, Any]:
+    """As `run_trial`; a method that cannot be trained, exported or run is told as `failed`.
+
+    The plain base has to succeed, and so has what is nobody's fault but the machine's.
+
+    Raises:
+        EdgeAdaptError: as `run_trial`, for any other reason.
+    """
+    try:
+        return run_trial(ground, trial)
+    except (RuntimeFailure, UnsupportedError) as error:
+        if trial.wish.method == "none":
+            raise
+        return failed(trial, error)
+
+
+def failed(trial: Trial, error: EdgeAdaptError) -> dict[str, Any]:
+    """What is left of a trial that failed, as JSON."""
+    log.error("=== %s failed: %s", trial, error)
+    return {
+        "method": trial.wish.method,
+        "label": trial.wish.label,
+        "seed": trial.seed,
+        "fraction": trial.fraction,
+        "failed": str(error),
+        "training": None,
+        "prompting": None,
+        "entries": [],
     }
 
 
@@ -95,14 +131,12 @@ def _make(space: Workspace, ground: Ground, trial: Trial, data: Path) -> Made:
     def work(folder: Path) -> None:
         resumed = (folder / "work").exists()
         if not (folder / "trained").exists():  # else it was finished just before an interruption
-            cost = train_apart(
-                ground.base, data, settings, folder / "trained",
-                base_spec=ground.recipe.base, work=folder / "work",
+            train_apart(
+                ground.base, data, settings, folder / "trained", base_spec=ground.recipe.base,
+                work=folder / "work", ledger=folder / LEDGER,
             )  # fmt: skip
-            write_json(folder / "cost.json", cost.record() | {"resumed": resumed})
-        elif not (folder / "cost.json").exists():
-            unknown = {"seconds": None, "peak_memory": None, "joules": None, "resumed": True}
-            write_json(folder / "cost.json", unknown)
+        cost = read_cost(folder / LEDGER).record()
+        write_json(folder / "cost.json", cost | {"resumed": resumed})
         shutil.rmtree(folder / "work", ignore_errors=True)
 
     name = f"train-{trial.slug}"

@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeadapt.comparison.figures import Contender, forgetting, lead, plain_of
+from edgeadapt.comparison.figures import (
+    Contender,
+    common_base,
+    forgetting,
+    lead,
+    plain_of,
+)
 from edgeadapt.comparison.recipe import ComparisonRecipe
 from edgeadapt.comparison.statistics import Interval
 from edgeadapt.devices import DeviceProfile
@@ -72,13 +78,8 @@ def judge(
     """
     room = profile.model_budget_gib * _GIB
     placed = [_place(profile, one, recipe, room) for one in found]
-    judged_by = recipe.judged_by
-    gains = {
-        id(one.contender): lead(
-            one.contender, plain_of(found, one.contender.quantization), judged_by
-        )
-        for one in placed
-    }
+    base = common_base(found)
+    gains = {id(one.contender): lead(one.contender, base, recipe.judged_by) for one in placed}
     front = [one for one in placed if one.fits and not any(
         other.fits and _beats(other, one, gains) for other in placed
     )]  # fmt: skip
@@ -104,7 +105,9 @@ def _place(
         size_bytes=one.bytes_first, prompt_tokens=max(1, round(one.prompt_tokens)),
         decode_tokens=answer, context=-(-needed // 256) * 256,
     )  # fmt: skip
-    return OnDevice(one, told, answer, told["memory_bytes"] <= room)
+    most = one.model.max_context
+    holds = most is None or needed <= most
+    return OnDevice(one, told, answer, holds and told["memory_bytes"] <= room)
 
 
 def _beats(one: OnDevice, other: OnDevice, gains: dict[int, Interval]) -> bool:
@@ -135,16 +138,17 @@ def _choose(
                 left_out.append(one.contender.name)
     if not fitting:
         return None
-    best = max(fitting, key=lambda one: gains[id(one.contender)].value)
+    candidates = _candidates(fitting, common_base(found), recipe.judged_by)
+    best = max(candidates, key=lambda one: gains[id(one.contender)].value)
     leads = {
-        id(one): lead(best.contender, one.contender, recipe.judged_by)
-        for one in fitting
+        id(one): lead(best.contender, one.contender, recipe.judged_by, among=len(candidates) - 1)
+        for one in candidates
         if one is not best
     }
-    tied = [one for one in fitting if one is best or not leads[id(one)].decided]
+    tied = [one for one in candidates if one is best or leads[id(one)].low <= 0]
     quick = _least(tied, lambda one: one.seconds("median"))
     small = _least(quick, lambda one: one.contender.bytes_update)
-    taken = min(small, key=_training_s)
+    taken = max(small, key=lambda one: gains[id(one.contender)].value)
     gain = gains[id(taken.contender)]
     return {
         "name": taken.contender.name,
@@ -158,6 +162,19 @@ def _choose(
         "left_out": left_out,
         "reason": _reason(taken, best, tied, leads, gain, recipe),
     }
+
+
+def _candidates(fitting: Sequence[OnDevice], base: Contender, judged_by: str) -> Sequence[OnDevice]:
+    """Those that surely beat the plain base, all looked at together; without any, the base."""
+    others = len(fitting) - 1
+    sure = [
+        one
+        for one in fitting
+        if one.contender is not base
+        and lead(one.contender, base, judged_by, among=max(1, others)).low > 0
+    ]
+    plain = [one for one in fitting if one.contender.method == "none"]
+    return sure or plain or fitting
 
 
 def _least(some: Sequence[OnDevice], cost: Callable[[OnDevice], float]) -> list[OnDevice]:
@@ -180,7 +197,10 @@ def _reason(
             "no method is better than the plain base beyond the margin of error on these "
             "questions: ship the base"
         )
-    text = f"{taken.contender.name} gains {_with_margin(gain)} {unit} over the plain base"
+    base = "the plain base"
+    if len(recipe.quantizations) > 1:
+        base += f" in {recipe.quantizations[0]}"
+    text = f"{taken.contender.name} gains {_with_margin(gain)} {unit} over {base}"
     others = [one.contender.name for one in tied if one is not taken]
     if taken is best and not others:
         runner = min(leads.items(), key=lambda item: item[1].value, default=None)
@@ -203,56 +223,65 @@ def _cheaper(taken: OnDevice, others: Sequence[OnDevice]) -> str:
     update = _ALIKE * taken.contender.bytes_update
     if all(one.contender.bytes_update > update for one in others if one not in slower):
         return "needs the fewest bytes for an update, of those that answer as soon"
-    return "takes the shortest training, of those that answer and update as cheaply"
+    return "is the best of those that answer and update as cheaply"
 
 
 def _break_even(
     choice: dict[str, Any] | None, placed: Sequence[OnDevice], recipe: ComparisonRecipe
 ) -> list[dict[str, Any]]:
-    """When the choice has paid for itself, against each other contender that fits.
+    """When the choice costs less than each other contender that fits; quality does not count here.
 
-    `queries`: after how many answers on this device the seconds that its training took longer are
-    saved by shorter answers, for the device as predicted, and at the ends of the interval (a
-    device that is slower than predicted is so for both). `updates`: after how many updates it has
-    sent fewer bytes. 0 if it is the cheaper from the beginning, null if it never is.
+    `queries`: in answers on this device, from the seconds that making it took longer and those that
+    each answer is shorter, for the device as predicted and at the ends of the interval (a device
+    that is slower than predicted is so for both); None where it is not known what making it took.
+    `updates`: in updates, from the bytes of the first installation and of each update.
     """
     if choice is None:
         return []
-    taken = next(one for one in placed if one.contender.name == choice["name"])
-    return [
-        {
-            "against": other.contender.name,
-            "queries": {
-                name: _crossing(_training_s(taken), taken.seconds(end), _training_s(other),
-                                other.seconds(end))
-                for name, end in (("low", "low"), ("median", "median"), ("high", "high"))
-            },
-"updates": _updates(taken.contender, other.contender),
-        }
-        for other in placed
-        if other is not taken and other.fits
-    ]  # fmt: skip
+    taken = next(
+        one for one in placed
+        if (one.contender.name, one.contender.quantization) == (choice["name"],
+                                                                choice["quantization"])
+    )  # fmt: skip
+    mine, found = taken.contender, []
+    for other in placed:
+        if other is taken or not other.fits:
+            continue
+        theirs = other.contender
+        works = mine.work_s, theirs.work_s
+        queries = None
+        if works[0] is not None and works[1] is not None:
+            queries = {
+                end: crossing(works[0], taken.seconds(end), works[1], other.seconds(end))
+                for end in ("low", "median", "high")
+            }
+        updates = crossing(
+            mine.bytes_first, mine.bytes_update, theirs.bytes_first, theirs.bytes_update
+        )
+        found.append({"against": theirs.name, "queries": queries, "updates": updates})
+    return found
 
 
-def _updates(one: Contender, other: Contender) -> float | None:
-    sizes = one.bytes_first, one.bytes_update, other.bytes_first, other.bytes_update
-    if sizes[0] <= _ALIKE * sizes[2] and sizes[1] <= _ALIKE * sizes[3]:
-        return 0.0
-    return _crossing(*sizes)
+def crossing(fixed: float, each: float, other_fixed: float, other_each: float) -> dict[str, Any]:
+    """When one way costs no more than another, of costs once and at each use.
 
+    What is alike within 5% counts as equal: predictions and single measurements are no better.
 
-def _crossing(fixed: float, each: float, other_fixed: float, other_each: float) -> float | None:
-    """After how many uses one costs no more than another."""
+    Returns:
+        `when`: `at once` and ever after, `never`, `after` so many `uses`, or `until` then.
+    """
+    fixed, each = _alike(fixed, other_fixed), _alike(each, other_each)
     if fixed <= other_fixed and each <= other_each:
-        return 0.0
-    if each >= other_each:
-        return None
-    return max(0.0, (fixed - other_fixed) / (other_each - each))
+        return {"when": "at once", "uses": None}
+    if fixed >= other_fixed and each >= other_each:
+        return {"when": "never", "uses": None}
+    uses = (fixed - other_fixed) / (other_each - each)
+    return {"when": "after" if each < other_each else "until", "uses": uses}
 
 
-def _training_s(one: OnDevice) -> float:
-    trained = one.contender.trained
-    return float(trained["seconds"] or 0.0) if trained else 0.0
+def _alike(one: float, other: float) -> float:
+    """The one, or the other where they are alike."""
+    return other if max(one, other) <= _ALIKE * min(one, other) else one
 
 
 def _with_margin(figure: Interval) -> str:

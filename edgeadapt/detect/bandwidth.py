@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import psutil
+
+from edgeadapt.memory import available_memory
 
 Array = npt.NDArray[np.float32]
 
@@ -34,7 +35,7 @@ def measure_read_bandwidth(cores: int, *, passes: int = 5) -> ReadBandwidth:
     faster than memory delivers. The best of `passes` counts, as others on the machine only ever
     slow it down. Takes a second or two, and at most an eighth of the free memory.
     """
-    room = psutil.virtual_memory().available // 8
+    room = available_memory() // 8
     size = int(min(_MAX_BYTES, max(_MIN_BYTES, room)))
     data = np.full(size // 4, 1.0, dtype=np.float32)  # written, so that every page is real
     counts = sorted({min(cores, 1 << power) for power in range(8)} | {cores})

@@ -29,6 +29,7 @@ from edgeadapt.detect.cores import (
 )
 from edgeadapt.devices import DeviceProfile, parse_entry
 from edgeadapt.errors import InputError
+from edgeadapt.memory import total_memory
 from edgeadapt.prediction.hardware import cpu_class
 
 _ARCH: dict[str, Literal["x86_64", "aarch64"]] = {
@@ -86,7 +87,7 @@ def read_machine() -> Machine:
         raise InputError(
             f"this machine is {platform.machine()}; profiles can be made of x86_64 and aarch64"
         )
-    ram = psutil.virtual_memory().total
+    ram = total_memory()
     if system == "Darwin":
         text = subprocess.run(
             ["/usr/sbin/sysctl", "-a"], capture_output=True, text=True, check=False

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeadapt.adapters import AdapterSpec, parse_adapters, read_spec
 from edgeadapt.adapters.held import held_base, tells
+from edgeadapt.adapters.spec import trained_system
 from edgeadapt.base_model import resolve_base
 from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded
@@ -23,9 +24,10 @@ from edgeadapt.errors import GateFailure, InputError, MissingExtraError
 from edgeadapt.export import MergeBase, ModelToExport, open_model
 from edgeadapt.fidelity.compare import Engine
 from edgeadapt.fidelity.gates import Verdict, verdict_record
-from edgeadapt.fidelity.metrics import diverge_rows, exponential, mean
+from edgeadapt.fidelity.merge_figures import because, better_by_task, check_live, compare_merges
+from edgeadapt.fidelity.metrics import mean
 from edgeadapt.fidelity.models import live_model
-from edgeadapt.fidelity.references import Reference, find_references, sequence_numbers, targets
+from edgeadapt.fidelity.references import find_references
 from edgeadapt.fidelity.task import Task, measure_task
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.leftovers import scratch
@@ -34,6 +36,7 @@ from edgeadapt.tokenizer import ModelTokenizer
 
 MergeWish = Literal["auto", "original", "quantized"]
 GATE = "max_merge_ratio"
+
 DEFAULT_RATIO = 1.02
 
 
@@ -138,10 +141,9 @@ def open_measured(
     if weighted and held_out is not None:
         log.warning("nothing was trained with a weight, so there is no live model to measure")
     elif held_out is not None:
-        settled = specs[0].record.get("settings")
         encoded = held_out_text(
             held_out, ModelTokenizer.from_folder(model.folder), limit=examples,
-            system=settled.get("system") if isinstance(settled, dict) else None,
+            system=trained_system(specs[0].path),
         )  # fmt: skip
     choice = choose_merge_base(resolve_base(base, revision=revision), specs, settings, encoded)
     choice.check()
@@ -238,17 +240,18 @@ def _measured(
     models = {"live": live} | {onto: replace(live, state="merged", onto=onto) for onto in wanted}
     references = find_references(models, held_out, threads=settings.threads)
     figures = compare_merges(references, held_out)
+    check_live(figures)
     best = min(wanted, key=lambda onto: figures[onto]["perplexity"]["value"])
     told = None
     if task is not None:
         figures |= _task_figures(base, adapter, settings, wanted, task, figures)
-        told = _better_by_task(figures)
+        told = better_by_task(figures)
     best = told or best
     ratio = figures[best]["ratio_to_live"]["value"]
     verdict = None
     if settings.max_ratio is not None:
         verdict = Verdict(GATE, ratio, settings.max_ratio, ratio <= settings.max_ratio)
-    reason = "as asked" if settings.onto != "auto" else _because(best, figures, by_task=bool(told))
+    reason = "as asked" if settings.onto != "auto" else because(best, figures, by_task=bool(told))
     log.info("merging onto the %s base: %s", best, reason)
     return MergeChoice(best, settings.onto, reason, figures, verdict)
 
@@ -281,65 +284,3 @@ def _task_figures(
         difference = mean(apart, np.arange(len(apart))).record()
         found["task_original_minus_quantized"] = difference
     return found
-
-
-def _better_by_task(figures: Mapping[str, Any]) -> MergeBase | None:
-    """The merge that is better at the task by more than two standard errors; None if neither is."""
-    apart = figures.get("task_original_minus_quantized")
-    if apart is None or apart["value"] is None or apart["standard_error"] is None:
-        return None
-    if abs(apart["value"]) <= 2 * apart["standard_error"]:
-        return None
-    return "original" if apart["value"] > 0 else "quantized"
-
-
-def compare_merges(references: dict[str, Reference], encoded: Sequence[Encoded]) -> dict[str, Any]:
-    """Figures of merged models beside the live one, as JSON.
-
-    Args:
-        references: `live`, and merges by what they are merged onto.
-        encoded: the text that all are of.
-
-    Returns:
-        For each its `perplexity`; for merges `ratio_to_live` and `mean_kl`, D(live || merge) in
-        nats; and, of two merges, `original_minus_quantized`: the paired difference of the mean
-        negative log likelihoods, in nats. All with standard errors over sequences.
-    """
-    sequences, wanted = sequence_numbers(encoded), targets(encoded)
-    live = references["live"]
-    figures: dict[str, Any] = {"tokens": len(wanted), "examples": len(encoded)}
-    for name, reference in references.items():
-        nll = reference.scores.nll
-        figures[name] = {"perplexity": exponential(mean(nll, sequences)).record()}
-        if name == "live":
-            continue
-        kl = diverge_rows(live.log_probs, reference.log_probs, wanted).kl
-        ratio = exponential(mean(nll - live.scores.nll, sequences))
-        figures[name] |= {
-            "ratio_to_live": ratio.record(),
-            "mean_kl": mean(kl, sequences).record(),
-        }
-    if {"original", "quantized"} <= references.keys():
-        apart = references["original"].scores.nll - references["quantized"].scores.nll
-        figures["original_minus_quantized"] = mean(apart, sequences).record()
-    return figures
-
-
-def _because(best: str, figures: dict[str, Any], *, by_task: bool = False) -> str:
-    other = "quantized" if best == "original" else "original"
-    if by_task:
-        apart = figures["task_original_minus_quantized"]
-        return (
-            f"{figures[best]['task']['metric']} {figures[best]['task']['value']:.3f} against "
-            f"{figures[other]['task']['value']:.3f} on the {other} one (paired difference "
-            f"{abs(apart['value']):.3f} ± {apart['standard_error']:.3f})"
-        )
-    apart = figures["original_minus_quantized"]
-    error = apart["standard_error"]
-    told = f" ± {error:.3f}" if error is not None else ""
-    return (
-        f"held-out perplexity {figures[best]['perplexity']['value']:.2f} against "
-        f"{figures[other]['perplexity']['value']:.2f} on the {other} one (live "
-        f"{figures['live']['perplexity']['value']:.2f}; the two differ by "
-        f"{abs(apart['value']):.3f}{told} nats a token)"
-    )

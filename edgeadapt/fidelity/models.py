@@ -16,6 +16,7 @@ from typing import Any, Literal
 from edgeadapt.adapters import AdapterChoice, AdapterGiven, parse_adapters, read_spec
 from edgeadapt.adapters.bottleneck import PEFT_TYPE as BOTTLENECK
 from edgeadapt.adapters.held import HELD_AS
+from edgeadapt.adapters.sequential import FORMS
 from edgeadapt.adapters.spec import PROMPT_METHODS, adapter_identity
 from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.base_model import base_hash
@@ -175,10 +176,15 @@ def _load_live(model: ReferenceModel) -> Any:
     if "quantization_config" in options:
         guard_linear4bit(base)  # its kernel for inference rounds otherwise than training did
     adapter = model.adapters[0].path
-    if read_spec(adapter).peft_type == BOTTLENECK:
+    kind = read_spec(adapter).peft_type
+    if kind == BOTTLENECK:
         from edgeadapt.training import bottleneck
 
         return bottleneck.load(base, model.base, adapter)
+    if kind in FORMS:
+        from edgeadapt.training import sequential
+
+        return sequential.load(base, model.base, adapter)
     return peft.PeftModel.from_pretrained(base, adapter, local_files_only=True).eval()
 
 

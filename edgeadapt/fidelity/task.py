@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.console import progress
-from edgeadapt.data.encode import encode_example
+from edgeadapt.data.encode import encode_example, with_system
 from edgeadapt.data.examples import Example
 from edgeadapt.data.load import load_examples
 from edgeadapt.errors import InputError
@@ -52,6 +52,8 @@ class Task:
     """Most of them, evenly spaced over the data."""
     max_tokens: int = 64
     """Longest answer."""
+    system: str | None = None
+    """Put before the questions that have no system prompt, as training did."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def measure_task(
     """
     metric = _METRICS.load(task.metric)
     examples = _examples(task)
+    if task.system is not None:
+        examples = [with_system(example, task.system, tokenizer) for example in examples]
     if task.metric == MULTIPLE_CHOICE:
         values = _choose(path, examples, tokenizer, engine, f"{task.metric} of {label}")
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from edgeadapt.console import progress
 from edgeadapt.errors import UnsupportedError
 from edgeadapt.files import atomic_folder, write_json
+from edgeadapt.gguf_io import GgufFile
 from edgeadapt.gguf_split import open_gguf
 from edgeadapt.importers.gguf_llama import GgufLlama
 from edgeadapt.importers.gguf_tokenizer import write_tokenizer
@@ -17,6 +18,22 @@ IMPORTER_VERSION = 1
 """Raise when the same file would be imported differently: cached imports are keyed by it."""
 
 _ARCHITECTURES = {"llama": GgufLlama}
+
+
+def source_in(file: GgufFile) -> GgufLlama:
+    """A GGUF file's weights by their Hugging Face names, dequantized as they are read.
+
+    Raises:
+        CorruptFileError: the file is malformed.
+        UnsupportedError: its architecture or a tensor type is not handled.
+    """
+    architecture = file.get("general.architecture", str)
+    if architecture not in _ARCHITECTURES:
+        raise UnsupportedError(
+            f"{file.path} is of the architecture {architecture!r:.40}; GGUF import supports "
+            f"{', '.join(_ARCHITECTURES)}: use the model's Hugging Face folder instead"
+        )
+    return _ARCHITECTURES[architecture](file)
 
 
 def import_gguf(path: Path, out: Path) -> None:
@@ -30,13 +47,7 @@ def import_gguf(path: Path, out: Path) -> None:
         UnsupportedError: its architecture, tokenizer or a tensor type is not handled.
     """
     file = open_gguf(path)
-    architecture = file.get("general.architecture", str)
-    if architecture not in _ARCHITECTURES:
-        raise UnsupportedError(
-            f"{path} is of the architecture {architecture!r:.40}; GGUF import supports "
-            f"{', '.join(_ARCHITECTURES)}: use the model's Hugging Face folder instead"
-        )
-    source = _ARCHITECTURES[architecture](file)
+    source = source_in(file)
     tensors = source.tensors()
     with atomic_folder(out) as folder:
         write_json(folder / "config.json", source.config)

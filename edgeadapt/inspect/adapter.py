@@ -13,6 +13,7 @@ from edgeadapt.adapters.contents import WHOLE, AdapterContents
 from edgeadapt.adapters.merged import check_changes_weights
 from edgeadapt.adapters.prompts import CACHEABLE, prompt_rows
 from edgeadapt.adapters.separate import not_plain_lora
+from edgeadapt.adapters.sequential import FORMS
 from edgeadapt.adapters.spec import WEIGHTS, AdapterSpec, describe_spec, read_spec
 from edgeadapt.adapters.via_peft import MERGEABLE
 from edgeadapt.adapters.vocabulary import brings_texts
@@ -90,9 +91,9 @@ def find_base(spec: AdapterSpec, given: str | None) -> tuple[WeightSource, Path 
             return None
         return SafetensorsSource(path), path
     from edgeadapt.gguf_split import open_gguf
-    from edgeadapt.importers.gguf_llama import GgufLlama
+    from edgeadapt.importers.gguf_file import source_in
 
-    return GgufLlama(open_gguf(path)), None
+    return source_in(open_gguf(path)), None
 
 
 def _modules(spec: AdapterSpec) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def _separate(
 def _check_mergeable(path: Path) -> None:
     spec = read_spec(path)
     check_changes_weights(spec)
-    if spec.peft_type not in {"LORA", "IA3", BOTTLENECK, *MERGEABLE}:
+    if spec.peft_type not in {"LORA", "IA3", BOTTLENECK, *FORMS, *MERGEABLE}:
         raise UnsupportedError(f"edgeadapt cannot merge {spec.method!r} adapters")
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeadapt.adapters import AdapterChoice
+from edgeadapt.adapters.spec import trained_system
 from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import resolve_base
+from edgeadapt.console import log
 from edgeadapt.data.source import held_out_part, resolve_data
 from edgeadapt.devices import load_profile
 from edgeadapt.errors import InputError
@@ -108,7 +110,7 @@ def subject_of_run(run: Path) -> Subject:
             data=_data_of(recipe["data"]),
             examples=recipe["evaluate"]["held_out_examples"],
             max_tokens=recipe["evaluate"]["max_tokens"],
-            system=(recipe.get("train") or {}).get("system"),
+            system=None if found is None else trained_system(found),
             gates=Gates(**recipe.get("gates") or {}),
             devices={
                 Path(artifact["path"]): tuple(artifact["devices"])
@@ -119,6 +121,24 @@ def subject_of_run(run: Path) -> Subject:
         raise InputError(
             f"{run / FILE} is not of this edgeadapt ({error!r}); run it again"
         ) from error
+
+
+def subject_of(base: Path, adapters: Sequence[AdapterChoice]) -> Subject:
+    """A base with adapters, on conversations under the system prompt that these were trained with.
+
+    Raises:
+        CorruptFileError: the record beside an adapter is damaged.
+    """
+    systems = {trained_system(choice.path) for choice in adapters}
+    if len(systems) > 1:
+        log.warning(
+            "the adapters were trained with different system prompts; conversations that have "
+            "none are measured without one"
+        )
+    system = systems.pop() if len(systems) == 1 else None
+    if system is not None:
+        log.info("system prompt of conversations that have none, as in training: %s", system)
+    return Subject(base, tuple(adapters), system=system)
 
 
 def _data_of(section: dict[str, Any]) -> Path | None:

@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.adapters.spec import CONFIG, PROMPT_METHODS, adapter_identity, describe_spec
+from edgeadapt.adapters.spec import (
+    CONFIG,
+    PROMPT_METHODS,
+    adapter_identity,
+    describe_spec,
+    trained_system,
+)
 from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.data.encode import Encoded
@@ -33,6 +39,8 @@ class Inputs:
     train_data: Path | None
     held_out: Path | None
     adapter: Path | None
+    system: str | None
+    """Prompt before every conversation that has none, in training and in what is asked."""
     watched: Watched
     """All of these."""
 
@@ -95,7 +103,11 @@ def find_inputs(recipe: Recipe) -> Inputs:
         load_examples(train_data)  # a malformed row is better named now
     base = resolve_base(recipe.base, revision=recipe.revision)
     watched = Watched([path for path in (base, train_data, held_out, adapter) if path])
-    return Inputs(base, base_hash(base), train_data, held_out, adapter, watched)
+    if recipe.train is not None:
+        system = recipe.train.system
+    else:
+        system = trained_system(adapter) if adapter is not None else None
+    return Inputs(base, base_hash(base), train_data, held_out, adapter, system, watched)
 
 
 def _check_mergeable(adapter: Path) -> None:
@@ -136,7 +148,7 @@ def find_task(recipe: Recipe, inputs: Inputs) -> Task | None:
     data = held_out_part(wished.data) if wished.data else inputs.held_out
     if data is None:
         raise InputError("evaluate.task needs questions: give data.held_out, or its own data")
-    task = Task(wished.metric, data, wished.examples, wished.max_tokens)
+    task = Task(wished.metric, data, wished.examples, wished.max_tokens, inputs.system)
     check_task(task)
     return task
 
@@ -157,7 +169,7 @@ def held_out_sequences(recipe: Recipe, inputs: Inputs) -> list[Encoded]:
         max_tokens=recipe.evaluate.max_tokens,
         window=recipe.evaluate.max_tokens,
         limit=recipe.evaluate.held_out_examples,
-        system=recipe.train.system if recipe.train else None,
+        system=inputs.system,
     )
 
 

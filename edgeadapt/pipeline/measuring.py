@@ -80,6 +80,7 @@ def evaluate_stage(
         "runtime": engine_identity(runtime),
         "held_out": text_hash(held_out),
         "prompts": prompts,
+        "system": inputs.system,
         "answer_tokens": recipe.evaluate.answer_tokens,
         "task": task and [task.metric, data_hash(task.data), task.examples, task.max_tokens],
     }
@@ -88,7 +89,10 @@ def evaluate_stage(
     def work(folder: Path) -> None:
         others = installed_runtimes(artifact.format)
         figures = evaluate(artifact, runtime, yardstick(), task=task, others=others)
-        answers = answers_of(artifact.path, prompts, recipe.evaluate.answer_tokens, label, runtime)
+        answers = answers_of(
+            artifact.path, prompts, recipe.evaluate.answer_tokens, label, runtime,
+            system=inputs.system,
+        )  # fmt: skip
         write_json(folder / "figures.json", figures)
         write_json(folder / "answers.json", answers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgeadapt.adapters.bottleneck import WiderSource, filling_width
+from edgeadapt.adapters.sequential import check_without
 from edgeadapt.console import log
 from edgeadapt.converters.onnx.options import OnnxOptions, for_device
 from edgeadapt.devices import load_profile
@@ -28,7 +28,7 @@ from edgeadapt.planner.sizes import facts_of
 from edgeadapt.recipe import Recipe
 from edgeadapt.report import write_reports
 from edgeadapt.runtimes.registry import installed_runtimes
-from edgeadapt.training.methods import METHODS
+from edgeadapt.training.methods import with_inserted
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,9 @@ def model_to_be(recipe: Recipe, adapter: Path | None) -> ModelToExport:
         UnsupportedError: the method cannot be applied to the base.
     """
     model, training = open_model(recipe.base, adapter, revision=recipe.revision), recipe.train
-    if training is None or not METHODS[training.method].bottleneck:
-        return model  # other methods change no shape
-    width = training.width or filling_width(int(model.source.config["intermediate_size"]))
-    return replace(model, source=WiderSource(model.source, width))
+    if training is None:
+        return model
+    return replace(model, source=with_inserted(model.source, training))
 
 
 def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
@@ -137,6 +136,8 @@ def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
             log.info("%s", choice.reason)
         else:
             format, quantization = str(wish.format), str(wish.quantization)
+        if format == "gguf":
+            check_without(source.source.config, "llama.cpp's graphs have")
         if wish.max_size is not None:
             quantization = "mixed-" + "".join(wish.max_size.split())
             installed_runtimes(format)

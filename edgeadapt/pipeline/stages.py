@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeadapt.adapters.spec import read_spec
 from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.chat_template import Message
 from edgeadapt.console import progress
 from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import Encoded
@@ -138,6 +139,7 @@ def reference_stage(
         "adapter": model.identity,
         "held_out": text_hash(held_out),
         "prompts": prompts,
+        "system": inputs.system,
         "answer_tokens": recipe.evaluate.answer_tokens,
     }
 
@@ -146,7 +148,10 @@ def reference_stage(
             state: _perplexity(reference.scores.nll, held_out)
             for state, reference in yardstick().references.items()
         }
-        answers = answers_of(inputs.base, prompts, recipe.evaluate.answer_tokens, "base (torch)")
+        answers = answers_of(
+            inputs.base, prompts, recipe.evaluate.answer_tokens, "base (torch)",
+            system=inputs.system,
+        )  # fmt: skip
         write_json(folder / "perplexity.json", figures)
         write_json(folder / "answers.json", answers)
 
@@ -210,7 +215,11 @@ def export_stage(
     if max_size is not None:
         tools += REFERENCE_TOOLS
     result = space.stage(f"export-{format}-{quantization}", key, work, tools=tools)
-    return open_artifact(result.folder / name), result
+    # What is exported from equal weights lies there once, under the name of whoever came first.
+    path = result.folder / name
+    if format == "gguf" and not path.exists():
+        path = next(result.folder.glob("*.gguf"), path)
+    return open_artifact(path), result
 
 
 def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
@@ -223,12 +232,19 @@ def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:
 
 
 def answers_of(
-    path: Path, prompts: list[str], max_tokens: int, label: str, runtime: str | None = None
+    path: Path,
+    prompts: list[str],
+    max_tokens: int,
+    label: str,
+    runtime: str | None = None,
+    *,
+    system: str | None,
 ) -> list[dict[str, Any]]:
-    """What a model says to prompts, in a process of its own, as JSON."""
+    """What a model says to prompts, under a system prompt or none, in a child process, as JSON."""
     if not prompts:
         return []
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    conversations = [[*before, _user(prompt)] for prompt in prompts]
     with progress(f"sample answers of {label}", len(prompts), "answers") as advance:
         answers = sample(
             path, conversations, max_tokens=max_tokens, runtime=runtime, on_progress=advance
@@ -237,3 +253,7 @@ def answers_of(
         {"prompt": prompt, "answer": answer.text, "finished": answer.finished}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+
+
+def _user(prompt: str) -> Message:
+    return {"role": "user", "content": prompt}

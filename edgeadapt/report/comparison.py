@@ -21,6 +21,8 @@ Document = Mapping[str, Any]
 
 _LEGEND_WIDTH = 16
 """Characters of a name in a line of a legend of three columns."""
+_FEW = 20
+"""Questions below which intervals of 95% hold too rarely: in simulations 80% of the time with 4."""
 _DECADES = 100
 """Span of an axis from which only powers of ten are written at it."""
 
@@ -56,20 +58,29 @@ def recommendations(document: Document) -> list[str]:
         if choice["left_out"]:
             told += f" Left out for what they forget: {', '.join(choice['left_out'])}."
         lines.append(told)
-    failed = [one for one in document["contenders"] if one["method"] != "none"]
+    methods = [one for one in document["contenders"] if one["method"] != "none"]
     for verdict, words in (
         ("worse", "Worse than the plain base on the held-out questions"),
         ("undecided", "Not told from the plain base by these questions"),
     ):
-        names = [one["name"] for one in failed if one["beside_base"] == verdict]
+        names = [one["name"] for one in methods if one["beside_base"] == verdict]
         if names:
             lines.append(f"{words}: {', '.join(names)}.")
+    lines += [
+        f"{one['label']} (seed {one['seed']}) failed: {one['failed']}."
+        for one in document["failed"]
+    ]
+    if (asked := document["questions"]["domain"]["examples"]) < _FEW:
+        lines.append(
+            f"{asked} held-out questions are too few for intervals to be trusted; give "
+            f"evaluate.held_out_examples of {_FEW} and more."
+        )
     return lines
 
 
 def comparison_tables(document: Document) -> list[Table]:
     """Every table, in reading order."""
-    found = [_gains(document), _costs(document), _here(document)]
+    found = [_gains(document), _costs(document), _training(document), _here(document)]
     for device in document["devices"]:
         found += [_on_device(document, device), _break_even(document, device)]
     return [table for table in found if table.rows]
@@ -100,9 +111,11 @@ def _gains(document: Document) -> Table:
         "nats an answer token over the plain base in the same quantization; forgets: nats lost on "
         f"{asked['general']['examples']} general questions; both with the "
         f"{100 * document['level']:.0f}% bootstrap interval over questions"
-        + (f" and {seeds} seeds" if seeds > 1 else " (one seed: how much another one would change "
-           "is not in it)")
-        + ". Kept: how far the artifact goes from the base to the method's own model in torch.",
+        + (f" and up to {seeds} seeds" if seeds > 1 else " (one seed: how much another one would "
+           "change is not in it)")
+        + ", which count as independent of each other. Forgetting is of likelihoods: it moves with "
+        "the style of answers as well as with what is known. Kept: how far the artifact goes from "
+        "the base to the method's own model in torch.",
         numeric=frozenset(range(1, 5 + tasks)),
     )  # fmt: skip
 
@@ -121,7 +134,7 @@ def _costs(document: Document) -> Table:
             _shown(trained.get("parameters"), _count),
             _shown(trained.get("share"), lambda share: f"{100 * share:.2g}%" if share < 0.995
                    else "100%"),
-            _shown(trained.get("seconds"), lambda seconds: f"{seconds:.0f}"),
+            "-" if one["method"] == "none" else _work(one),
             _shown(trained.get("peak_memory"), lambda peak: f"{peak / MIB:.0f}"),
             *((_shown(trained.get("joules"), lambda joules: f"{joules:.0f}"),) if counted else ()),
             _mib(sizes["first"]),
@@ -130,13 +143,37 @@ def _costs(document: Document) -> Table:
     energy = ("J",) if counted else ()
     return Table(
         "What each costs",
-        ("Method", "Trained", "Share", "s", "Peak MiB", *energy, "First MiB", "Update MiB"),
+        ("Method", "Trained", "Share", "Work s", "Peak MiB", *energy, "First MiB", "Update MiB"),
         tuple(rows),
-        "Trained parameters, and their share of the base's; training's seconds and resident memory "
-        f"in a process of its own{', and energy' if counted else ''}; what to ship for the first "
-        "installation, and when it is trained anew.",
+        "Trained parameters, and their share of the base's; seconds of training with its sweep, or "
+        "of the search for a prompt, measured once (*: it was interrupted, and what was done twice "
+        "counts twice); resident memory of training in a process of its own"
+        f"{', and its energy' if counted else ''}; what to ship for the first installation, and "
+        "when it is trained anew.",
         numeric=frozenset(range(1, 7 + counted)),
     )
+
+
+def _training(document: Document) -> Table:
+    rows = [
+        (one["name"], str(one["trained"]["steps"]), f"{one['trained']['learning_rate']:g}")
+        for one in document["contenders"]
+        if one["trained"]
+    ]
+    return Table(
+        "How each was trained",
+        ("Method", "Steps", "Learning rate"),
+        tuple(rows),
+        "The recipe's settings, or what a sweep chose on the training data.",
+        numeric=frozenset({1, 2}),
+        detail=True,
+    )
+
+
+def _work(one: Mapping[str, Any]) -> str:
+    if one["work_s"] is None:
+        return "?"
+    return f"{one['work_s']:.0f}{'*' if (one['trained'] or {}).get('resumed') else ''}"
 
 
 def _shown(value: float | None, told: Callable[[Any], str]) -> str:
@@ -190,30 +227,34 @@ def _on_device(document: Document, device: Document) -> Table:
 def _break_even(document: Document, device: Document) -> Table:
     rows = []
     for other in device["break_even"]:
-        queries = [other["queries"][end] for end in ("low", "median", "high")]
-        rows.append((other["against"], _crossing(queries), _crossing([other["updates"]])))
+        ends = other["queries"] and [other["queries"][end] for end in ("low", "median", "high")]
+        told = "?" if ends is None else _crossing(ends)
+        rows.append((other["against"], told, _crossing([other["updates"]])))
     name = (device["choice"] or {}).get("name", "")
     return Table(
-        f"When {name} has paid for itself on {device['title']}",
+        f"When {name} costs less on {device['title']}, quality aside",
         ("Against", "Answers", "Updates"),
         tuple(rows),
-        "Answers after which shorter ones on this device have saved the seconds that its training "
-        "took longer (on a slower to a faster device than predicted); updates after which fewer "
-        "bytes were shipped. At once: it costs no more from the beginning. Never: it costs more "
-        "each time.",
+        "In answers: the seconds of making it and those of each answer on this device, on a slower "
+        "to a faster one than predicted. In updates: the bytes of the first installation and of "
+        "each update. What is alike within 5% counts as equal. At once: it never costs more. After "
+        "N: from then on it has cost less. Until N: up to then. Never: it always costs more.",
         numeric=frozenset({1, 2}),
         detail=True,
     )
 
 
-def _crossing(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "never"
-    if max(known) == 0 and len(known) == len(values):
-        return "at once"
-    low, high = min(known), max(known)
-    return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
+def _crossing(found: Sequence[Mapping[str, Any]]) -> str:
+    """`at once`, `never`, `after 3 to 7`; several of them where the ends of an interval differ."""
+    told = []
+    for when in dict.fromkeys(one["when"] for one in found):
+        uses = [one["uses"] for one in found if one["when"] == when]
+        if uses[0] is None:
+            told.append(when)
+            continue
+        low, high = f"{min(uses):.0f}", f"{max(uses):.0f}"
+        told.append(f"{when} {low}" if low == high else f"{when} {low} to {high}")
+    return " or ".join(told)
 
 
 def _between(bounds: Mapping[str, float]) -> str:
@@ -246,11 +287,11 @@ def _charts(document: Document) -> list[Chart]:
     except MissingExtraError as error:
         log.warning("the report has no charts: %s", error)
         return []
-    gains = {one["name"]: one for one in document["contenders"]}
+    gains = {one["name"]: one["ahead"] for one in document["contenders"]}
     found = []
     for device in document["devices"]:
         points = [
-            (one["name"], one["answer_s"]["median"], gains[one["name"]]["gain"])
+            (one["name"], one["answer_s"]["median"], gains[one["name"]])
             for one in device["contenders"]
         ]
         found.append(_pareto(
@@ -258,7 +299,7 @@ def _charts(document: Document) -> list[Chart]:
             "the best are at the top left",
         ))  # fmt: skip
     points = [
-        (one["name"], max(one["bytes"]["update"], 1) / MIB, one["gain"])
+        (one["name"], max(one["bytes"]["update"], 1) / MIB, one["ahead"])
         for one in document["contenders"]
         if one["method"] != "none"
     ]
@@ -267,7 +308,7 @@ def _charts(document: Document) -> list[Chart]:
         "the best are at the top left",
     ))  # fmt: skip
     points = [
-        (one["name"], one["forgetting"]["value"], one["gain"]) for one in document["contenders"]
+        (one["name"], one["forgetting"]["value"], one["ahead"]) for one in document["contenders"]
     ]
     found.append(_pareto(
         "Gain against forgetting", points, "nats a token lost on general questions",

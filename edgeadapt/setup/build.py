@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from edgeadapt.console import Advance, log, progress
 from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import RuntimeFailure
 from edgeadapt.files import write_json
+from edgeadapt.memory import available_memory
 from edgeadapt.setup import RECORD
 
 _PACKAGE = "llama-cpp-python"
@@ -136,7 +135,7 @@ def check_compilers() -> None:
 
 def jobs() -> int:
     """Compilers to run at a time: one per core, and no more than the free memory holds."""
-    return max(1, min(usable_cpus(), psutil.virtual_memory().available // _COMPILER_BYTES))
+    return max(1, min(usable_cpus(), available_memory() // _COMPILER_BYTES))
 
 
 def install(path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from edgeadapt.bench.energy import Meter, find_counter
 from edgeadapt.bench.memory import Sampler
 from edgeadapt.console import progress
+from edgeadapt.errors import CorruptFileError
+from edgeadapt.files import read_json, write_json
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.worker import Progress, run_job
 
@@ -25,15 +27,35 @@ class TrainingCost:
     joules: float | None
     """Of the whole machine, where it has a counter that may be read."""
 
+    def and_then(self, other: TrainingCost) -> TrainingCost:
+        """Both, one after the other."""
+        peaks = [peak for peak in (self.peak_memory, other.peak_memory) if peak is not None]
+        known = self.joules is not None and other.joules is not None
+        return TrainingCost(
+            self.seconds + other.seconds,
+            max(peaks, default=None),
+            (self.joules or 0.0) + (other.joules or 0.0) if known else None,
+        )
+
     def record(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
 
 
 def train_apart(
-    base: Path, data: Path, settings: TrainSettings, out: Path, *, base_spec: str, work: Path
+    base: Path,
+    data: Path,
+    settings: TrainSettings,
+    out: Path,
+    *,
+    base_spec: str,
+    work: Path,
+    ledger: Path,
 ) -> TrainingCost:
     """As `train`, without scoring held-out data, in a child process that is watched.
+
+    What it costs is written down once a second, and goes on from there in a run that was killed:
+    steps that had to be done again count as often as they were done.
 
     Args:
         base: Hugging Face folder of the base model.
@@ -41,8 +63,8 @@ def train_apart(
         settings: everything that shapes the result.
         out: folder to make.
         base_spec: what the user calls the base.
-        work: folder for checkpoints; a run that was killed goes on from there, and then the cost
-            is that of the rest.
+        work: folder for checkpoints; a run that was killed goes on from there.
+        ledger: the file with the cost so far.
 
     Raises:
         EdgeAdaptError: as `train`.
@@ -55,18 +77,43 @@ def train_apart(
         "base_spec": base_spec,
         "work": str(work),
     }
-    meter, start = Meter(find_counter()), time.monotonic()
+    before = read_cost(ledger) if ledger.is_file() else None
+    meter, start, noted = Meter(find_counter()), time.monotonic(), 0.0
     steps = settings.max_steps or 0.0
+
+    def spent() -> TrainingCost:
+        seen = sampler.high_water or sampler.rss or [point.rss for point in list(sampler.points)]
+        joules = meter.counter.joules() if meter.counter is not None else None
+        now = TrainingCost(time.monotonic() - start, max(seen, default=None), joules)
+        return now if before is None else before.and_then(now)
+
+    def step(amount: float) -> None:
+        nonlocal noted
+        advance(amount)
+        if time.monotonic() - noted >= 1:
+            noted = time.monotonic()
+            write_json(ledger, spent().record(), overwrite=True)
+
     with progress(f"training ({settings.method})", steps, "steps") as advance, Sampler() as sampler:
         meter.start()
         try:
-            run_job("train", payload, on_start=sampler.start, on_progress=advance)
+            run_job("train", payload, on_start=sampler.start, on_progress=step)
         finally:
             meter.stop()
-    seconds = time.monotonic() - start
-    seen = sampler.high_water or sampler.rss or [point.rss for point in sampler.points]
-    joules = meter.counter.joules() if meter.counter is not None else None
-    return TrainingCost(seconds, max(seen, default=None), joules)
+    write_json(ledger, spent().record(), overwrite=True)
+    return spent()
+
+
+def read_cost(ledger: Path) -> TrainingCost:
+    """What a ledger of `train_apart` says.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    try:
+        return TrainingCost(**read_json(ledger))
+    except TypeError as error:
+        raise CorruptFileError(f"{ledger} does not say what a training cost") from error
 
 
 def run_train(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:

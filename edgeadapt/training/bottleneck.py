@@ -5,12 +5,10 @@ Imports torch; import it only to train or to run an adapter unmerged.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from edgeadapt.adapters.bottleneck import (
     MODULE,
@@ -20,14 +18,14 @@ from edgeadapt.adapters.bottleneck import (
     growth,
     padded_width,
 )
-from edgeadapt.adapters.spec import CONFIG, WEIGHTS, read_spec
+from edgeadapt.adapters.spec import WEIGHTS, read_spec
 from edgeadapt.console import log
-from edgeadapt.errors import AdapterError
 from edgeadapt.safetensors_io import SafetensorsFile, SafetensorsSource
-from edgeadapt.weights import parameter_count, read_tensor
+from edgeadapt.training.inserted import Inserted, misfit, restore
+from edgeadapt.weights import parameter_count
 
 
-class Bottleneck(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+class Bottleneck(Inserted):
     """W_down (act(W_gate x) * (W_up x)), which begins as zero."""
 
     def __init__(self, inputs: int, width: int, act: Any, like: torch.Tensor) -> None:
@@ -38,6 +36,14 @@ class Bottleneck(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
         self.down = torch.nn.Linear(width, inputs, bias=False, **place)
         self.act = act
         torch.nn.init.zeros_(self.down.weight)
+
+    def config(self) -> dict[str, Any]:
+        """What adapter_config.json says of it."""
+        return {
+            "peft_type": PEFT_TYPE,
+            "r": self.gate.out_features,
+            "placement": "parallel to each feed-forward block, and gated as it is",
+        }
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """What to add to the block's output."""
@@ -89,46 +95,6 @@ def _attach(block: Any, width: int) -> None:
     )
 
 
-def has_bottlenecks(model: Any) -> bool:
-    """Whether `attach` or `load` put bottlenecks into a model."""
-    return any(isinstance(module, Bottleneck) for module in model.modules())
-
-
-def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The bottlenecks' weights by their names in the model, contiguous, on the CPU."""
-    return {
-        f"{name}.{part}": parameter.detach().cpu().contiguous()
-        for name, module in model.named_modules()
-        if isinstance(module, Bottleneck)
-        for part, parameter in module.named_parameters()
-    }
-
-
-def save(
-    model: Any, folder: Path, *, base: str, tensors: dict[str, torch.Tensor] | None = None
-) -> None:
-    """Write the adapter folder: safetensors and their config.
-
-    Args:
-        model: the module.
-        folder: to make.
-        base: the base's name.
-        tensors: the bottlenecks' weights, where the model has only shares of them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = trained_tensors(model) if tensors is None else tensors
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    width = next(iter(t.shape[1] for name, t in tensors.items() if name.endswith(".down.weight")))
-    config = {
-        "peft_type": PEFT_TYPE,
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": width,
-        "placement": "parallel to each feed-forward block, and gated as it is",
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
 def load(model: Any, base: Path, folder: Path) -> Any:
     """The model with the bottlenecks of an adapter folder, in eval mode.
 
@@ -139,26 +105,6 @@ def load(model: Any, base: Path, folder: Path) -> Any:
     found = SafetensorsFile(folder / WEIGHTS).tensors().items()
     shapes = {info.shape for name, info in found if name.endswith(".down.weight")}
     if width < 1 or shapes != {(int(model.config.hidden_size), width)}:
-        raise _misfit(folder)  # before memory is asked for
+        raise misfit(folder)  # before memory is asked for
     _attach_all(model, gated_blocks(SafetensorsSource(base)), width, seed=0)
-    return _fill(model, folder).eval()
-
-
-def restore(model: Any, folder: Path) -> None:
-    """Take the bottlenecks' weights from a folder that `save` wrote."""
-    _fill(model, folder)
-
-
-def _fill(model: Any, folder: Path) -> Any:
-    file, own = SafetensorsFile(folder / WEIGHTS), trained_tensors(model)
-    if {name: tuple(tensor.shape) for name, tensor in own.items()} != {
-        name: info.shape for name, info in file.tensors().items()
-    }:
-        raise _misfit(folder)
-    state = {name: torch.from_numpy(read_tensor(file, name)) for name in own}
-    model.load_state_dict(state, strict=False)
-    return model
-
-
-def _misfit(folder: Path) -> AdapterError:
-    return AdapterError(f"the bottlenecks in {folder} do not fit the base; give theirs")
+    return restore(model, folder).eval()

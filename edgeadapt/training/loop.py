@@ -17,10 +17,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from edgeadapt.console import Advance
 from edgeadapt.data.encode import Encoded
-from edgeadapt.training import bottleneck, sharding
+from edgeadapt.training import inserted, sharding
 from edgeadapt.training.callbacks import Follow, Validate
 from edgeadapt.training.checkpoints import WorkFolder
-from edgeadapt.training.packing import check_packing, pack
+from edgeadapt.training.packing import pack
 from edgeadapt.training.score import only_predicting, predicting
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.sweep import Watch
@@ -111,12 +111,12 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         self._save(output_dir, sharding.gathered(self.model, keep=self._world.leads))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Of bottlenecks in a frozen model only these, and not the model beside them."""
-        if not bottleneck.has_bottlenecks(self.model):
+        """Of our modules in a frozen model only these, and not the model beside them."""
+        if not inserted.has_inserted(self.model):
             super()._save(output_dir, state_dict)
         elif self._world.leads:
             folder = Path(output_dir or self.args.output_dir)
-            bottleneck.save(self.model, folder, base="", tensors=state_dict)
+            inserted.save(self.model, folder, base="", tensors=state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._plugin is not None and not self._world.leads:
@@ -124,8 +124,8 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if bottleneck.has_bottlenecks(self.model):
-            bottleneck.restore(self.model, Path(resume_from_checkpoint))
+        if inserted.has_inserted(self.model):
+            inserted.restore(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -213,8 +213,6 @@ def make_trainer(
         processing_class=tokenizer,
     )
     _undo_bfloat16(trainer)
-    if settings.packing:
-        check_packing(trainer.model)
     return trainer
 
 

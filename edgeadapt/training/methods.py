@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgeadapt.adapters.bottleneck import PEFT_TYPE, WiderSource, filling_width
+from edgeadapt.adapters.sequential import FORMS, WithBottlenecks
 from edgeadapt.training.settings import TrainSettings
+from edgeadapt.weights import WeightSource
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,10 @@ class Method:
     """Default, for Adam."""
     peft_config: Callable[[TrainSettings], Any] | None
     """Makes the PEFT config; none where the model itself is trained, or our own modules in it."""
-    bottleneck: bool = False
-    """Whether a gated bottleneck beside each feed-forward block is trained."""
+    inserted: str | None = None
+    """Which modules of ours are trained in the model, by the `peft_type` of their adapters."""
+    multiplies_only: bool = True
+    """Whether training takes products with the base's weights, and reads them for nothing else."""
 
     unshardable: str = ""
     """Why processes cannot hold shares of the model (FSDP2), where they cannot."""
@@ -29,7 +34,7 @@ class Method:
     @property
     def frozen_base(self) -> bool:
         """Whether the base's own weights stay as they are."""
-        return self.bottleneck or self.peft_config is not None
+        return self.inserted is not None or self.peft_config is not None
 
 
 def _lora(**extra: Any) -> Callable[[TrainSettings], Any]:
@@ -105,10 +110,15 @@ METHODS: dict[str, Method] = {
         2e-4,
         _lora(),
         unshardable="holds its base in 4 bits, of which FSDP2 makes no shares",
+        multiplies_only=False,
     ),
     "lora": Method("low-rank updates (arXiv 2106.09685)", False, 2e-4, _lora()),
     "dora": Method(
-        "LoRA with trained magnitudes (arXiv 2402.09353)", False, 2e-4, _lora(use_dora=True)
+        "LoRA with trained magnitudes (arXiv 2402.09353)",
+        False,
+        2e-4,
+        _lora(use_dora=True),
+        multiplies_only=False,
     ),
     "rslora": Method(
         "LoRA scaled by alpha / sqrt(r) (arXiv 2312.03732)", False, 1e-4, _lora(use_rslora=True)
@@ -118,7 +128,21 @@ METHODS: dict[str, Method] = {
         False,
         2e-3,
         None,
-        bottleneck=True,
+        inserted=PEFT_TYPE,
+    ),
+    "houlsby": Method(
+        "bottlenecks behind attention and feed-forward blocks (arXiv 1902.00751), for ONNX",
+        False,
+        1e-3,
+        None,
+        inserted="HOULSBY",
+    ),
+    "pfeiffer": Method(
+        "bottlenecks behind feed-forward blocks (arXiv 2005.00247), for ONNX",
+        False,
+        1e-3,
+        None,
+        inserted="PFEIFFER",
     ),
     "ia3": Method("scaled activations (arXiv 2205.05638)", False, 5e-3, _ia3),
     "prefix": Method(
@@ -135,5 +159,21 @@ METHODS: dict[str, Method] = {
         _prompt,
         unshardable=_SOFT_PROMPT,
     ),
-    "full": Method("all weights", False, 5e-5, None),
+    "full": Method("all weights", False, 5e-5, None, multiplies_only=False),
 }
+
+
+def with_inserted(source: WeightSource, settings: TrainSettings) -> WeightSource:
+    """A base in the shape that the training of a method gives it; most give none.
+
+    Raises:
+        UnsupportedError: the method cannot be applied to it.
+    """
+    kind = METHODS[settings.method].inserted
+    if kind is None:
+        return source
+    if kind in FORMS:
+        return WithBottlenecks(source, kind, settings.width)
+    return WiderSource(
+        source, settings.width or filling_width(int(source.config["intermediate_size"]))
+    )

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from edgeadapt.adapters.bottleneck import PEFT_TYPE
 from edgeadapt.console import log
 from edgeadapt.errors import UnsupportedError
 from edgeadapt.extras import need
@@ -17,6 +18,7 @@ from edgeadapt.training.quantization import (
     detect_nf4_settings,
     guard_linear4bit,
 )
+from edgeadapt.training.settings import TrainSettings
 
 
 def load_model(base: Path, method: Method, gpu: int) -> tuple[Any, dict[str, Any]]:
@@ -58,6 +60,33 @@ def load_model(base: Path, method: Method, gpu: int) -> tuple[Any, dict[str, Any
     return model, held
 
 
+def load_packed_model(base: Path, gguf: Path) -> tuple[Any, dict[str, Any]]:
+    """The same of a GGUF base whose weights stay packed; see `packed`."""
+    # these need the gguf package, which training on other bases does without
+    from edgeadapt.gguf_split import open_gguf
+    from edgeadapt.importers.gguf_file import source_in
+    from edgeadapt.training.packed import load_packed
+
+    return load_packed(base, source_in(open_gguf(gguf))), {"quantization": "float32"}
+
+
+def insert(model: Any, base: Path, kind: str, settings: TrainSettings) -> None:
+    """Freeze a model, and put modules of ours into it to be trained.
+
+    Args:
+        model: the module.
+        base: its folder.
+        kind: the `peft_type` of their adapters.
+        settings: of the training.
+    """
+    from edgeadapt.training import bottleneck, sequential
+
+    if kind == PEFT_TYPE:
+        bottleneck.attach(model, base, settings.width, settings.seed)
+    else:
+        sequential.attach(model, base, kind, settings.width, settings.seed)
+
+
 def write_trained(
     model: Any, folder: Path, *, method: Method, base: Path, base_spec: str, config: Any, state: Any
 ) -> None:
@@ -73,10 +102,10 @@ def write_trained(
         state: the trained tensors by name where the model is sharded, or else None.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    if method.bottleneck:
-        from edgeadapt.training import bottleneck
+    if method.inserted is not None:
+        from edgeadapt.training import inserted
 
-        bottleneck.save(model, folder, base=base_spec, tensors=state)
+        inserted.save(model, folder, base=base_spec, tensors=state)
     elif method.peft_config is None:
         model.config = config
         model.save_pretrained(folder, state_dict=state)

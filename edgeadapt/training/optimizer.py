@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers.training_args import OptimizerNames
 
+from edgeadapt.memory import available_memory
 from edgeadapt.training.settings import OptimizerName
 
 _STATE = 8
@@ -77,7 +77,7 @@ def free_memory(device: Any) -> int:
     """Bytes free for a model on a torch device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return available_memory()
 
 
 def choose(need: Need, free: int) -> tuple[OptimizerName, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgeadapt import __version__
 from edgeadapt.console import log, progress
@@ -19,11 +19,12 @@ from edgeadapt.data.load import data_hash
 from edgeadapt.errors import RuntimeFailure, UnsupportedError
 from edgeadapt.export import ModelToExport
 from edgeadapt.extras import need
+from edgeadapt.training.base_weights import choose_base_weights
 from edgeadapt.training.checkpoints import WorkFolder
 from edgeadapt.training.methods import Method
-from edgeadapt.training.model import load_model, write_trained
+from edgeadapt.training.model import insert, load_model, load_packed_model, write_trained
 from edgeadapt.training.score import score_model
-from edgeadapt.training.settings import OptimizerName, TrainSettings
+from edgeadapt.training.settings import BaseWeights, OptimizerName, TrainSettings
 from edgeadapt.training.sweep import Watch
 from edgeadapt.training.teacher import load_teacher, taught_by
 from edgeadapt.training.world import ALONE, World
@@ -44,6 +45,8 @@ class Run:
     teacher: ModelToExport | None = None
     on_step: Callable[[], None] | None = None
     watch: tuple[Watch, list[Encoded]] | None = None
+    packable: Path | None = None
+    """The GGUF file whose weights may stay packed."""
     world: World = ALONE
     optimizer: OptimizerName = "auto"
     """Settled when the model is there."""
@@ -86,7 +89,11 @@ class Run:
         """Score, train, score; leave the adapter or model in `work/result`."""
         need("trl", "training")
         need("peft", "training")
-        model, held = load_model(self.base, self.method, self.world.local_rank)
+        model, held = self._load(work)
+        if self.settings.packing:
+            from edgeadapt.training.packing import check_packing
+
+            check_packing(model)  # refused now, and not after minutes of scoring
         config = copy.deepcopy(model.config)  # the trainer changes its token ids
         before = self._score_before(model, work)
         trainer = self._train(model, work)
@@ -116,6 +123,27 @@ class Run:
             "versions": _versions(),
         }
 
+    def _load(self, work: WorkFolder) -> tuple[Any, dict[str, Any]]:
+        """The model, and how its base is held: what a merge has to know later."""
+        if self.packable is None:
+            return load_model(self.base, self.method, self.world.local_rank)
+        weights = self._settle_base_weights(work)
+        if weights == "packed":
+            model, held = load_packed_model(self.base, self.packable)
+        else:
+            model, held = load_model(self.base, self.method, self.world.local_rank)
+        return model, held | {"base_weights": weights}
+
+    def _settle_base_weights(self, work: WorkFolder) -> BaseWeights:
+        """One choice for all processes; a run that goes on keeps what it began with."""
+        known: BaseWeights | None = None
+        if self.world.leads:
+            known = work.recall("base_weights") or choose_base_weights(
+                self.settings.base_weights, self.base, self.world.size
+            )
+            work.remember("base_weights", known)
+        return cast(BaseWeights, self.world.tell(known))
+
     def _score(self, model: Any, title: str) -> dict[str, float] | None:
         if not self.held_out:
             return None
@@ -135,10 +163,8 @@ class Run:
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.base, local_files_only=True)
         make = self.method.peft_config
-        if self.method.bottleneck:
-            from edgeadapt.training import bottleneck
-
-            bottleneck.attach(model, self.base, self.settings.width, self.settings.seed)
+        if self.method.inserted is not None:
+            insert(model, self.base, self.method.inserted, self.settings)
         try:
             trainer = loop.make_trainer(
                 model, make(self.settings) if make else None, tokenizer, self.encoded,

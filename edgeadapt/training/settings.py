@@ -10,10 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgeadapt.errors import InputError
 
 MethodName = Literal[
-    "qlora", "lora", "dora", "rslora", "adapter", "ia3", "prefix", "prompt", "full"
+    "qlora",
+    "lora",
+    "dora",
+    "rslora",
+    "adapter",
+    "houlsby",
+    "pfeiffer",
+    "ia3",
+    "prefix",
+    "prompt",
+    "full",
 ]
 
 OptimizerName = Literal["auto", "adamw", "adamw-8bit", "adamw-offloaded", "adafactor"]
+
+BaseWeights = Literal["auto", "dequantized", "packed"]
 
 
 class TrainSettings(BaseModel):
@@ -30,8 +42,14 @@ class TrainSettings(BaseModel):
     )
     width: int | None = Field(
         None, ge=1, le=65536,
-        description="of adapter's bottlenecks; by default it fills the padding to a super-block",
+        description="of bottlenecks; by default adapter's fill the padding to a super-block, and "
+        "houlsby's and pfeiffer's are a sixteenth of the hidden width",
     )  # fmt: skip
+    base_weights: BaseWeights = Field(
+        "auto",
+        description="of a GGUF base: dequantized once, or packed in memory and dequantized in "
+        "each pass; auto: packed where the others do not fit the free memory",
+    )
     virtual_tokens: int = Field(16, ge=1, le=1024, description="length of a prefix or prompt")
     learning_rate: float | None = Field(None, gt=0, description="the method's own by default")
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.adapters.bottleneck import gated_blocks
 from edgeadapt.artifact import MANIFEST, SCHEMA_VERSION
 from edgeadapt.data.encode import encode_dataset
 from edgeadapt.errors import InputError
@@ -20,8 +19,9 @@ from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.files import atomic_folder, full_disk_told, write_json
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.training.base_weights import packable
 from edgeadapt.training.checkpoints import WorkFolder
-from edgeadapt.training.methods import METHODS
+from edgeadapt.training.methods import METHODS, with_inserted
 from edgeadapt.training.quantization import (
     quiet_bitsandbytes,
 )
@@ -30,8 +30,6 @@ from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.sweep import Watch
 from edgeadapt.training.teacher import check_teacher
 from edgeadapt.training.world import check_sharing, this_world
-
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,8 @@ def train(
     tokenizer = ModelTokenizer.from_folder(base)
     if teacher is not None:
         check_teacher(base, teacher.folder)
-    if METHODS[settings.method].bottleneck:
-        gated_blocks(SafetensorsSource(base))  # refused here, and not after minutes of scoring
+    with_inserted(SafetensorsSource(base), settings)  # refused here, not after minutes of scoring
+    packed = packable(base, base_spec, settings)
     encoded = encode_dataset(train_data, tokenizer, settings.max_tokens, system=settings.system)
     held_out = heldout_data and held_out_text(
         heldout_data, tokenizer, limit=settings.held_out_examples,
@@ -104,6 +102,7 @@ def train(
         watch=None
         if watch is None
         else (watch, encode_dataset(watch.data, tokenizer, settings.max_tokens)),
+        packable=packed,
     )  # fmt: skip
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")
@@ -112,6 +111,7 @@ def train(
     if world.sharded:
         from edgeadapt.training import sharding
 
+        run.packable = None  # shares are of weights in memory
         sharding.give_memory_back()
     place = work or out.with_name(f".{out.name}.work")
     begun_before = place.exists()

@@ -118,6 +118,11 @@ def check_sharing(processes: int, settings: TrainSettings, *, sharded: bool) -> 
             f"the optimizer {settings.optimizer} is for one process; {processes} processes take "
             "adamw"
         )
+    if sharded and settings.base_weights == "packed":
+        raise InputError(
+            "a packed base is not in memory, so there is nothing to share; leave out --shard, or "
+            "base_weights=packed"
+        )
     reason = METHODS[settings.method].unshardable
     if sharded and reason:
         raise UnsupportedError(

@@ -48,8 +48,8 @@ def common_opening(messages: Sequence[Message], render: Render, encode: Encode) 
         if render([*messages, _user(_QUESTIONS[0])]) != texts[0]:
             raise UnsupportedError(
                 "the chat template writes the date into what comes before the first answer, so "
-                "that a state computed today is wrong tomorrow; export the model with a template "
-                "without strftime_now"
+                "that a state computed today is wrong tomorrow; put a fixed date in the place of "
+                "strftime_now in the base's chat template, and export again"
             )
     text = "".join(common_beginning(texts))
     _check_whole(messages, text)

@@ -21,7 +21,7 @@ from edgeadapt.errors import AdapterError, UnsupportedError
 from edgeadapt.export import export, open_model
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from edgeadapt.safetensors_io import SafetensorsSource
-from edgeadapt.training import bottleneck
+from edgeadapt.training import bottleneck, inserted
 from edgeadapt.weights import read_tensor, row_chunks
 from tests.tiny import save_llama, save_model
 
@@ -37,7 +37,7 @@ def save_bottleneck(base: Path, out: Path, *, width: int | None = 24, seed: int 
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    bottleneck.save(model, out, base="tiny")
+    inserted.save(model, out, base="tiny")
     return out
 
 
@@ -106,7 +106,7 @@ def test_rows_may_be_read_in_any_pieces(tmp_path: Path) -> None:
 def test_only_our_own_modules_count_as_trained(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(save_llama(tmp_path / "base"))
     model.model.layers[0].mlp.add_module("adapter", torch.nn.Linear(2, 2))
-    assert bottleneck.trained_tensors(model) == {}
+    assert inserted.trained_tensors(model) == {}
 
 
 def test_zeros_fill_up_to_a_super_block() -> None:

@@ -33,6 +33,34 @@ def test_several_seeds_widen_the_interval_by_their_spread() -> None:
     assert spread.high - spread.low > 0.4
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_hold_the_truth_as_often_too(seeds: int) -> None:
+    """Each seed shifts all questions by as much as questions differ."""
+    random = np.random.default_rng(2)
+    held = 0
+    for _ in range(200):
+        values = 0.3 + random.normal(0, 0.3, (seeds, 1)) + random.normal(0, 0.3, (1, 64))
+        found = interval(values, np.ones(64))
+        held += found.low <= 0.3 <= found.high
+    assert held / 200 >= LEVEL - 0.06
+
+
+def test_intervals_among_many_are_wider() -> None:
+    values = np.random.default_rng(0).normal(size=(1, 40))
+    one, ten = (interval(values, np.ones(40), among=among) for among in (1, 10))
+    assert ten.low < one.low < one.high < ten.high
+
+
+def test_no_other_draws_would_take_back_what_these_decide() -> None:
+    """Its ends lie beyond those of other draws."""
+    values = np.random.default_rng(3).normal(size=(1, 64))
+    found = interval(values, np.ones(64))
+    for seed in range(1, 9):
+        chosen = np.random.default_rng(seed).multinomial(64, np.full(64, 1 / 64), 20_000)
+        ends = np.quantile(chosen @ values[0] / 64, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        assert found.low < ends[0] and ends[1] < found.high
+
+
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.floats(0.1, 3))
 def test_an_interval_holds_its_value_and_turns_with_the_sign(
     values: list[float], scale: float

@@ -6,7 +6,7 @@ import pytest
 
 from edgeadapt.comparison.figures import contenders, forgetting, lead, outcome, plain_of, record
 from edgeadapt.comparison.recipe import ComparisonRecipe
-from edgeadapt.comparison.verdict import judge
+from edgeadapt.comparison.verdict import crossing, judge
 from edgeadapt.devices import load_profile
 from tests.comparison.trials import plain, trial
 
@@ -33,7 +33,7 @@ def test_gains_are_told_question_by_question() -> None:
     assert gain.value == pytest.approx(1.0, abs=0.2) and gain.low < gain.value < gain.high
     assert outcome(gain) == "better"
     assert forgetting(lora, base).value == pytest.approx(0.2, abs=0.2)
-    assert record(lora, base, 134_515_008)["beside_base"] == "better"
+    assert record(lora, found, 134_515_008)["beside_base"] == "better"
 
 
 def test_what_is_worse_than_the_base_is_said_to_be() -> None:
@@ -80,8 +80,9 @@ def test_a_longer_prompt_costs_time_on_the_device() -> None:
     )  # fmt: skip
     assert found["choice"]["name"] == "lora"
     rag = next(one for one in found["break_even"] if one["against"].startswith("rag"))
-    assert 0 < rag["queries"]["low"] < rag["queries"]["high"]
-    assert rag["updates"] is None  # all of the model each time, against a megabyte
+    low, high = (rag["queries"][end] for end in ("low", "high"))
+    assert low["when"] == high["when"] == "after" and 0 < low["uses"] < high["uses"]
+    assert rag["updates"]["when"] == "never"  # all of the model each time, against a megabyte
 
 
 def test_nothing_better_than_the_base_means_the_base() -> None:
@@ -122,9 +123,90 @@ def test_the_front_has_no_contender_that_another_beats_everywhere() -> None:
 
 
 def test_a_few_bytes_do_not_decide() -> None:
-    """Two merged files of one quantization differ in their names; the shorter training is taken."""
-    choice = judged(
+    """Two merged files of one quantization differ in their names; the better model is taken."""
+    found = judged(
         trial("full", method="full", gain=1.0, noise=0.5, size=100 * MIB, training_s=90),
-        trial("lora", gain=1.0, noise=0.5, size=100 * MIB + 99, training_s=60),
+        trial("lora", gain=1.1, noise=0.5, size=100 * MIB + 99, training_s=60),
+    )
+    assert found["choice"]["name"] == "lora" and "is the best of those" in found["choice"]["reason"]
+    full = next(one for one in found["break_even"] if one["against"] == "full")
+    assert full["updates"]["when"] == full["queries"]["median"]["when"] == "at once"
+
+
+def test_the_same_model_in_more_bits_is_not_beaten_by_a_larger_gain_over_a_worse_base() -> None:
+    found = contenders([
+        plain(quantization="Q8_0"), plain(gain=-2.0, quantization="Q2_K"),
+        trial("lora", gain=1.0, quantization="Q8_0"),
+        trial("lora", gain=-0.5, quantization="Q2_K"),
+    ])  # fmt: skip
+    asked = recipe(quantizations=["Q8_0", "Q2_K"])
+    result = judge(load_profile("raspberry-pi-5"), found, asked)
+    assert (result["choice"]["name"], result["choice"]["quantization"]) == ("lora, Q8_0", "Q8_0")
+    assert result["choice"]["gain"]["value"] == pytest.approx(1.0, abs=0.1)
+    assert "over the plain base in Q8_0" in result["choice"]["reason"]
+    records = {one.name: record(one, found, 134_515_008) for one in found}
+    assert records["lora, Q2_K"]["gain"]["value"] == pytest.approx(1.5, abs=0.1)
+    assert records["lora, Q2_K"]["ahead"]["value"] == pytest.approx(-0.5, abs=0.1)
+
+
+def test_what_is_not_surely_better_than_the_base_is_not_preferred_for_being_cheap() -> None:
+    choice = judged(
+        trial("adapter", method="adapter", gain=0.3, noise=0.1, prompt=60),
+        trial("ia3", method="ia3", gain=0.2, noise=1.5, prompt=20),
     )["choice"]
-    assert choice["name"] == "lora" and "shortest training" in choice["reason"]
+    assert choice["name"] == "adapter"
+    assert "ia3" not in choice["undecided"]
+
+
+def test_what_training_took_is_not_free_for_being_unknown() -> None:
+    unknown = trial("dora", method="dora", gain=1.0, noise=0.5)
+    unknown["training"] |= {"seconds": None, "resumed": True}
+    found = judged(unknown, trial("lora", gain=1.0, noise=0.5))
+    told = {one["against"]: one["queries"] for one in found["break_even"]}
+    assert all(queries is None for queries in told.values()) or told["dora"] is None
+    (dora,) = [one for one in contenders([unknown]) if one.method == "dora"]
+    assert dora.work_s is None and dora.trained is not None and dora.trained["resumed"]
+
+
+def test_sweeps_and_searches_count_as_work() -> None:
+    swept = trial("lora", gain=1)
+    swept["training"]["sweep"] = {"seconds": 500.0}
+    searched = trial("few-shot", method="few-shot", training_s=None) | {"prompting_s": 48.0}
+    works = [one.work_s for one in contenders([plain(), swept, searched])]
+    assert works == [0.0, 560.0, 48.0]
+
+
+def test_more_contenders_need_more_to_be_told_apart() -> None:
+    """Ten alike: rarely is one called surely worse than the best, which chance made so."""
+    excluded = 0
+    for number in range(20):
+        alike = [trial(f"{number}-{i}", gain=1.0, noise=0.5) for i in range(10)]
+        excluded += len(judged(*alike)["choice"]["undecided"]) < 9
+    assert excluded <= 4
+
+
+def test_a_prompt_beyond_the_models_context_does_not_fit() -> None:
+    found = judged(
+        trial("rag", method="rag", gain=2.0, prompt=9000, ship="separate", beside=MIB,
+              training_s=None),
+        trial("lora", gain=1.0),
+    )  # fmt: skip
+    assert found["choice"]["name"] == "lora"
+    assert [one["fits"] for one in found["contenders"]] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("costs", "when", "uses"),
+    [
+        ((60, 1.0, 6000, 1.0001), "at once", None),
+        ((60, 1.0001, 6000, 1.0), "at once", None),  # alike for each use
+        ((6000, 1.0, 60, 1.0), "never", None),
+        ((100, 2.0, 10, 3.0), "after", 90.0),
+        ((10, 3.0, 100, 2.0), "until", 90.0),
+        ((0, 0, 0, 0), "at once", None),
+        ((0, 1.0, 0, 2.0), "at once", None),
+        ((5, 2.0, 0, 1.0), "never", None),
+    ],
+)
+def test_break_even(costs: tuple[float, float, float, float], when: str, uses: Any) -> None:
+    assert crossing(*costs) == {"when": when, "uses": uses}

@@ -46,6 +46,7 @@ def trial(
         "fraction": 1.0,
         "training": training if training_s is not None else None,
         "prompting": None,
+        "prompting_s": None,
         "entries": [
             {
                 "ship": ship,
@@ -106,6 +107,7 @@ def document() -> dict[str, Any]:
             for what in ("domain", "general")
         },
         "level": 0.95,
-        "contenders": [record(one, found[0], 134_515_008) for one in found],
+        "contenders": [record(one, found, 134_515_008) for one in found],
+        "failed": [],
         "devices": [judge(load_profile(name), found, recipe) for name in recipe.devices],
     }

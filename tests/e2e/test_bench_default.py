@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,38 +75,8 @@ def test_the_peak_is_the_kernels_own_for_that_child(tmp_path: Path) -> None:
     assert memory.at_peak.rss == pytest.approx(kernel, rel=0.03)
 
 
-@pytest.fixture
-def page_cache_limit() -> Iterator[Callable[[int], list[str]]]:
-    """Given a number of bytes, the start of a command line that may hold no more in memory.
-
-    The page cache of what it reads counts, as it does on a board with so much memory.
-    """
-    v1 = Path("/sys/fs/cgroup/memory")
-    group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / f"edgeadapt-test-{os.getpid()}"
-    limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
-
-    def limited(size: int) -> list[str]:
-        limit.write_text(str(size))
-        return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-
-    try:
-        if not limit.exists():
-            pytest.skip("the memory controller is not given to this control group")
-        yield limited
-    finally:
-        for _ in range(50):  # until what ran in it has been reaped
-            with contextlib.suppress(OSError):
-                group.rmdir()
-                break
-            time.sleep(0.1)
-
-
 def test_a_file_larger_than_the_page_cache_may_be_is_counted_once(
-    page_cache_limit: Callable[[int], list[str]], tmp_path: Path
+    memory_limit: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
     """Its pages are dropped and read again for every token, and none of them counts twice."""
     model, out = tmp_path / "model.gguf", tmp_path / "bench.json"
@@ -121,7 +88,7 @@ def test_a_file_larger_than_the_page_cache_may_be_is_counted_once(
     short = "--prompt-tokens 8 --decode-tokens 4 --repetitions 1 --threads 1 --context 32"
     command = [sys.executable, "-m", "edgeadapt", "bench", model, *short.split(), "--out", out]
     done = subprocess.run(
-        [*page_cache_limit(limit), sys.executable, "-c", WAIT4, *command],
+        [*memory_limit(limit), sys.executable, "-c", WAIT4, *command],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from edgeadapt.fidelity.merge_base import (
     choose_merge_base,
 )
 from edgeadapt.fidelity.metrics import mean
+from edgeadapt.fidelity.references import _LOG_PROBS, Reference
 from edgeadapt.fidelity.task import Task
 from edgeadapt.fidelity.text import held_out_text
 from edgeadapt.tokenizer import ModelTokenizer
@@ -105,6 +106,30 @@ def test_a_merge_that_is_worse_than_the_live_model_is_refused(
     assert document["gates"][0]["figure"] == pytest.approx(1, abs=10 * ROUNDING)
     assert document["merge"]["onto"] == "quantized"
     assert "--merge-onto original" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("onto", ["auto", "original"])
+def test_a_live_model_that_is_computed_wrongly_is_noticed(
+    tiny_model: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
+) -> None:
+    """As a kernel that reads the magnitudes of other blocks does."""
+    real = merge_base.find_references
+
+    def spoiled(*args: Any, **options: Any) -> Any:
+        references = real(*args, **options)
+        live = references["live"]
+        np.save(tmp_path / _LOG_PROBS, np.roll(live.log_probs, 1, axis=1) * 20)
+        scores = replace(live.scores, nll=live.scores.nll + 7)
+        return references | {"live": Reference(tmp_path, scores)}
+
+    monkeypatch.setattr(merge_base, "find_references", spoiled)
+    result = merge(
+        tiny_model, place / "qlora", tmp_path / "out", "--held-out", place / "held.jsonl",
+        "--merge-onto", onto, "--max-merge-ratio", 2,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "computes wrongly on this machine" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

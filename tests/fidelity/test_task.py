@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,29 @@ def test_a_callable_of_another_package_is_used(
     result = measure_task(tiny_gguf, task, tokenizer, engine=Engine(threads=1), label="tiny")
     assert result.score.value == 4
     assert [expected for _, expected in seen] == ["bcd", "hello"]
+
+
+def test_questions_are_asked_under_the_system_prompt_of_training(
+    tiny_gguf: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[dict[str, str]]] = []
+    real = task_module.sample
+
+    def spy(path: Path, conversations: Any, **options: Any) -> Any:
+        asked.extend([dict(message) for message in one] for one in conversations)
+        return real(path, conversations, **options)
+
+    monkeypatch.setattr(task_module, "sample", spy)
+    own = [{"role": "system", "content": "own"}, {"role": "user", "content": "hi"}]
+    answer = {"role": "assistant", "content": "hello"}
+    rows = [{"prompt": "a", "completion": "b"}, {"messages": [*own, answer]}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = ModelTokenizer.from_folder(tiny_model)
+    task = Task("f1", data, max_tokens=3, system="Be brief.")
+    measure_task(tiny_gguf, task, tokenizer, engine=Engine(threads=1), label="tiny")
+    brief = {"role": "system", "content": "Be brief."}
+    assert asked == [[brief, {"role": "user", "content": "a"}], own]
 
 
 def test_tasks_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from edgeadapt.pipeline.inputs import adapted, find_inputs
 from edgeadapt.pipeline.run import model_to_be
 from edgeadapt.pipeline.workspace import StageResult, Workspace
 from edgeadapt.recipe import Recipe, parse_recipe
-from edgeadapt.training import bottleneck
+from edgeadapt.training import bottleneck, inserted
 from tests.questions import write_questions
 from tests.tiny import save_llama
 
@@ -67,7 +67,7 @@ def test_a_run_plans_for_the_model_as_it_will_be(workplace: Path, tmp_path: Path
     """And not as it is before training: an artifact that does not fit would be made."""
     base = AutoModelForCausalLM.from_pretrained(workplace / "base")
     bottleneck.attach(base, workplace / "base", 300, seed=0)
-    bottleneck.save(base, tmp_path / "adapter", base="base")
+    inserted.save(base, tmp_path / "adapter", base="base")
     trained = open_model(str(workplace / "base"), tmp_path / "adapter").source
     recipe = recipe_of(workplace, train={"method": "adapter", "width": 300, "max_steps": 1})
     planned = model_to_be(recipe, None).source

@@ -45,7 +45,7 @@ def main(base: Path, data: Path, out: Path, method: str) -> None:
         method=method, max_steps=2, batch_size=4, gradient_accumulation=2, save_every_s=1e6
     )  # type: ignore[arg-type]
     train(base, data, None, settings, out, base_spec="tiny")
-    print(json.dumps(held))
+    sys.stdout.write(json.dumps(held) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeadapt.errors import InputError, UnsupportedError
+from edgeadapt.training import train as train_module
 from edgeadapt.training.packing import check_packing, pack
 from edgeadapt.training.settings import TrainSettings, train_settings
 from edgeadapt.training.train import train
@@ -79,3 +80,15 @@ def test_each_step_notes_the_examples_in_its_rows(base, data, tmp_path: Path):
 def test_a_prefix_is_not_packed():
     with pytest.raises(InputError, match="packing cannot be used with prefix"):
         train_settings({"method": "prefix", "packing": True})
+
+
+def test_a_model_that_cannot_be_packed_is_refused_before_it_is_scored(
+    base, data, tmp_path, monkeypatch
+):
+    def refuse(model):
+        raise UnsupportedError("no")
+
+    monkeypatch.setattr("edgeadapt.training.packing.check_packing", refuse)
+    monkeypatch.setattr(train_module, "score_model", None)
+    with pytest.raises(UnsupportedError):
+        train(base, data, data, TrainSettings(packing=True), tmp_path / "o", base_spec="t")

@@ -24,7 +24,7 @@ from edgeadapt.export import open_model
 from edgeadapt.files import sha256_tree
 from edgeadapt.safetensors_io import SafetensorsFile
 from edgeadapt.tokenizer import ModelTokenizer
-from edgeadapt.training import bottleneck
+from edgeadapt.training import bottleneck, sequential
 from edgeadapt.training import train as train_module
 from edgeadapt.training.methods import METHODS
 from edgeadapt.training.score import score_model
@@ -41,6 +41,8 @@ def load_trained(base: Path, out: Path, method: str):
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     if method == "adapter":
         return bottleneck.load(model, base, out)
+    if method in ("houlsby", "pfeiffer"):
+        return sequential.load(model, base, out)
     return peft.PeftModel.from_pretrained(model, out)
 
 
@@ -81,7 +83,9 @@ def test_each_method_learns_and_leaves_a_loadable_folder(base, data, tmp_path, m
             assert len(names) > 1 and names == sorted(names)
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("adapter", marks=pytest.mark.e2e)])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(m, marks=pytest.mark.e2e) for m in ("adapter", "houlsby"))]
+)
 def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path, method):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = map(str, (base, data, tmp_path, method))

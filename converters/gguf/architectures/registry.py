@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeadapt.adapters.sequential import check_without
 from edgeadapt.converters.gguf.architectures.base import Family
 from edgeadapt.converters.gguf.architectures.gemma import Gemma2, Gemma3
 from edgeadapt.converters.gguf.architectures.llama import Granite, Llama, Mistral, Mixtral, SmolLM3
@@ -25,6 +26,7 @@ def family_of(config: dict[str, Any]) -> Family:
         UnsupportedError: there is no such family; the message names the architecture and
             those supported.
     """
+    check_without(config, "llama.cpp's graphs have")
     named = config.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise CorruptFileError(f"config.json has architectures = {named!r}, expected a list")

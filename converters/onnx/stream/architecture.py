@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeadapt.adapters.sequential import MODULE, form_of
 from edgeadapt.converters.gguf.plan import RowRange, TensorPlan
 from edgeadapt.converters.onnx.stream.families import (
     FAMILIES,
@@ -41,11 +42,21 @@ class Linear:
     """In the graph, such as `model.layers.0.attn.q_proj`."""
     weight: TensorPlan
     bias: TensorPlan | None = None
+    behind: Bottleneck | None = None
 
     @property
     def sources(self) -> frozenset[str]:
         """Tensors of the checkpoint that its rows come from."""
         return frozenset(part.name for part in self.weight.parts)
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """What an adapter adds to a product's result y: up(activation(down(y)))."""
+
+    down: Linear
+    up: Linear
+    activation: str
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,7 @@ class _Reader:
         self._embedding = find_embedding(source)
         self._prefix = self._embedding.removesuffix("embed_tokens.weight")
         self._gemma = family.startswith("Gemma")
+        self._form = form_of(config)
         self.hidden = int(config["hidden_size"])
         self.heads = int(config["num_attention_heads"])
         self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
@@ -270,7 +282,20 @@ class _Reader:
             self._take(f"{source}.bias", (whole,))
             part = RowRange(f"{source}.bias", start, start + height)
             bias = TensorPlan(f"{name}.bias", (height,), (part,))
-        return Linear(name, TensorPlan(f"{name}.weight", (height, width), (rows,)), bias)
+        weight = TensorPlan(f"{name}.weight", (height, width), (rows,))
+        return Linear(name, weight, bias, self._behind(name, source, height))
+
+    def _behind(self, name: str, source: str, hidden: int) -> Bottleneck | None:
+        """The bottleneck that an adapter puts behind a product."""
+        down = self._infos.get(f"{source}.{MODULE}.down.weight")
+        if self._form is None or down is None:
+            return None
+        width = down.shape[0]
+        return Bottleneck(
+            self._linear(f"{name}.{MODULE}.down", f"{source}.{MODULE}.down", width, hidden),
+            self._linear(f"{name}.{MODULE}.up", f"{source}.{MODULE}.up", hidden, width),
+            self._form.activation,
+        )
 
     def _matrix(self, name: str, source: str, height: int, width: int) -> TensorPlan:
         self._take(source, (height, width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from edgeadapt.adapters.sequential import MODULE
 from edgeadapt.converters.onnx.options import sensitive_layers
 from edgeadapt.converters.onnx.stream.architecture import Linear
 from edgeadapt.converters.onnx.stream.blocks import BlockScheme
@@ -26,11 +27,15 @@ class Precision:
         """How one matrix is quantized; None: it is not.
 
         Mixed, the head has 8 bits, and so have q, k, v and the MLP's way down in the sensitive
-        layers.
+        layers. The bottlenecks of adapters always have: they are few weights, and what was trained.
         """
-        if self.blocks is None or not self.mixed:
-            return self.blocks
+        if self.blocks is None:
+            return None
         wide = replace(self.blocks, bits=8)
+        if f".{MODULE}." in linear.name:
+            return wide
+        if not self.mixed:
+            return self.blocks
         if layer is None:
             return wide
         part = linear.name.rpartition(".")[2]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from onnx import TensorProto
 
 from edgeadapt.converters.gguf.plan import TensorPlan
 from edgeadapt.converters.onnx.names import IDS
-from edgeadapt.converters.onnx.stream.architecture import Decoder, Linear
+from edgeadapt.converters.onnx.stream.architecture import Bottleneck, Decoder, Linear
 from edgeadapt.converters.onnx.stream.blocks import BlockScheme
 from edgeadapt.converters.onnx.stream.data import DataLayout
 from edgeadapt.converters.onnx.stream.graph import CONTRIB, GraphBuilder
@@ -81,6 +82,9 @@ class Products:
 
     def linear(self, linear: Linear, layer: int | None, hidden: str, output: str = "") -> str:
         """Multiply, add a bias, add what an adapter may give."""
+        if linear.behind is not None:
+            plain = self.linear(replace(linear, behind=None), layer, hidden)
+            return self._past_bottleneck(linear.behind, layer, plain, output)
         graph, name = self.graph, _node_name(linear)
         slot = linear.name in self.adapted
         final = output or f"{name}/output_0"
@@ -93,6 +97,20 @@ class Products:
         if slot:
             result = self._add_change(linear, name, hidden, result, final)
         return result
+
+    def _past_bottleneck(
+        self, bottleneck: Bottleneck, layer: int | None, hidden: str, output: str
+    ) -> str:
+        """Add what a trained bottleneck makes of a product's result."""
+        graph, name = self.graph, _node_name(bottleneck.up)
+        small = self.linear(bottleneck.down, layer, hidden)
+        if bottleneck.activation == "relu":
+            (bent,) = graph.node("Relu", f"{name}/act_fn/Relu", [small])
+        else:
+            (bent,) = graph.node("Gelu", f"{name}/act_fn/Gelu", [small], approximate="none")
+        added = self.linear(bottleneck.up, layer, bent)
+        final = output or f"{name}/Sum/output_0"
+        return graph.node("Add", f"{name}/Sum", [hidden, added], outputs=[final])[0]
 
     def _add_change(self, linear: Linear, name: str, hidden: str, result: str, output: str) -> str:
         """Add an adapter's product of two small matrices, which is zero while none is given."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import onnx
 
 from edgeadapt import __version__
+from edgeadapt.adapters.sequential import form_of
 from edgeadapt.console import progress
 from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.onnx.options import Settings
@@ -53,10 +54,11 @@ class StreamWriter(GraphWriter):
     def describe(self, request: ConversionRequest, settings: Settings) -> dict[str, Any]:
         """See `GraphWriter.describe`."""
         if reason := self.refuses(request, settings):
-            apart = bool(request.onnx.adapters)
-            other = (
-                "merge the adapter: --adapter-mode merged" if apart else "try --exporter builder"
-            )
+            other = "try --exporter builder"
+            if request.onnx.adapters:
+                other = "merge the adapter: --adapter-mode merged"
+            elif form_of(request.source.config):
+                other = "train --method adapter or lora, which every exporter can merge"
             raise UnsupportedError(f"{reason}; {other}")
         self._job(request, settings)  # finds what is missing before anything is written
         writer = {"name": "edgeadapt", "version": __version__, "onnx": onnx.__version__}
