@@ -80,11 +80,13 @@ class Cost:
     scratch: int
     """Bytes written besides the result."""
     cpu_seconds: float
+    file_backed: int = 0
+    """Peak over the process tree, in bytes."""
 
 
 def measure(steps: Sequence[Sequence[str | Path]], environment: dict[str, str]) -> Cost:
     """Run commands one after the other; the first failure ends the benchmark."""
-    peak, start = 0, time.perf_counter()
+    peak, mapped, start = 0, 0, time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for step in steps:
         process = subprocess.Popen(
@@ -95,13 +97,14 @@ def measure(steps: Sequence[Sequence[str | Path]], environment: dict[str, str]) 
         )
         tail = _Tail(process)
         while process.poll() is None:
-            peak = max(peak, _anonymous(process.pid))
+            own, file_backed = _resident(process.pid)
+            peak, mapped = max(peak, own), max(mapped, file_backed)
             time.sleep(0.02)
         if process.returncode:
             sys.exit(f"{step[0]} {step[1]} failed:\n{tail.text()}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(time.perf_counter() - start, peak, 0, cpu)
+    return Cost(time.perf_counter() - start, peak, 0, cpu, mapped)
 
 
 class _Tail:
@@ -122,22 +125,23 @@ class _Tail:
         return self._data.decode(errors="replace")
 
 
-def _anonymous(pid: int) -> int:
-    """RssAnon of a process and all that it started."""
-    total = 0
+def _resident(pid: int) -> tuple[int, int]:
+    """RssAnon and RssFile of a process and all that it started."""
+    total = {"RssAnon": 0, "RssFile": 0}
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
-        return 0
+        return 0, 0
     for process in processes:
         try:
             text = Path(f"/proc/{process.pid}/status").read_text()
         except OSError:
             continue
         for line in text.splitlines():
-            if line.startswith("RssAnon:"):
-                total += int(line.split()[1]) * 1024
-    return total
+            name, _, rest = line.partition(":")
+            if name in total:
+                total[name] += int(rest.split()[0]) * 1024
+    return total["RssAnon"], total["RssFile"]
 
 
 def folder_bytes(folder: Path) -> int:
