@@ -92,7 +92,7 @@ def train_apart(
         advance(amount)
         if time.monotonic() - noted >= 1:
             noted = time.monotonic()
-            write_json(ledger, spent().record(), overwrite=True)
+            write_json(ledger, spent().record())
 
     with progress(f"training ({settings.method})", steps, "steps") as advance, Sampler() as sampler:
         meter.start()
@@ -100,8 +100,9 @@ def train_apart(
             run_job("train", payload, on_start=sampler.start, on_progress=step)
         finally:
             meter.stop()
-    write_json(ledger, spent().record(), overwrite=True)
-    return spent()
+    cost = spent()
+    write_json(ledger, cost.record())
+    return cost
 
 
 def read_cost(ledger: Path) -> TrainingCost:

@@ -144,4 +144,4 @@ def without_times(one: dict[str, Any]) -> dict[str, Any]:
         key: value for key, value in one["trained"].items()
         if key not in ("seconds", "peak_memory", "joules")
     }  # fmt: skip
-    return one | {"trained": trained, "here": one["here"]["prompt_tokens"]}
+    return one | {"trained": trained, "work_s": None, "here": one["here"]["prompt_tokens"]}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeadapt.errors import InputError, UnsupportedError
-from edgeadapt.training import train as train_module
+from edgeadapt.training import run as run_module
 from edgeadapt.training.packing import check_packing, pack
 from edgeadapt.training.settings import TrainSettings, train_settings
 from edgeadapt.training.train import train
@@ -89,6 +89,6 @@ def test_a_model_that_cannot_be_packed_is_refused_before_it_is_scored(
         raise UnsupportedError("no")
 
     monkeypatch.setattr("edgeadapt.training.packing.check_packing", refuse)
-    monkeypatch.setattr(train_module, "score_model", None)
+    monkeypatch.setattr(run_module, "score_model", None)
     with pytest.raises(UnsupportedError):
         train(base, data, data, TrainSettings(packing=True), tmp_path / "o", base_spec="t")
