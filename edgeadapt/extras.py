@@ -34,6 +34,7 @@ _EXTRA_OF = {
     "OpenSSL": "sign",
     "oras": "registry",
     "ray": "ray",
+    "grpc": "ray",
 }
 
 

@@ -23,8 +23,8 @@ from edgeadapt.errors import RuntimeFailure
 @click.option(
     "--ray",
     metavar="ADDRESS",
-    help="Do trials as tasks of a Ray cluster: auto, HOST:PORT, or local to start one "
-    "here. Without it, one after another.",
+    help="Do trials as tasks of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or "
+    "local to start one here. Without it, one after another.",
 )
 @standard
 def command(recipe: str, runs: Path, ray: str | None, as_json: bool) -> None:
@@ -53,7 +53,7 @@ def command(recipe: str, runs: Path, ray: str | None, as_json: bool) -> None:
     if ray is None:
         document = compare_methods(loaded, root)
     else:
-        from edgeadapt.comparison.ray_ import ray_cluster
+        from edgeadapt.comparison.cluster.connection import ray_cluster
 
         with ray_cluster(ray) as execute:
             document = compare_methods(loaded, root, execute=execute)

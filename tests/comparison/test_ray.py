@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ import yaml
 from click.testing import CliRunner
 
 from edgeadapt.cli import cli
-from edgeadapt.comparison import ray_, run
+from edgeadapt.comparison import run
+from edgeadapt.comparison.cluster import node
+from edgeadapt.comparison.cluster.connection import ray_cluster
+from edgeadapt.comparison.cluster.driver import declared_memory
 from edgeadapt.comparison.ground import find_ground
 from edgeadapt.comparison.recipe import load_comparison
 from edgeadapt.comparison.trial import run_trial
@@ -87,6 +91,17 @@ class Cluster:
                         found.append(process)
         return found
 
+    def tuning(self, number: int) -> list[psutil.Process]:
+        """What a node's combinations of a sweep are trained in now."""
+        raylet = self.nodes[number].all_processes["raylet"][0].process
+        found = []
+        for process in psutil.Process(raylet.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                maps = [entry.path for entry in process.memory_maps()]
+                if any("xxhash" in path for path in maps):  # which the datasets library imports
+                    found.append(process)
+        return found
+
     def kill(self, number: int) -> None:
         self._cluster.remove_node(self.nodes[number], allow_graceful=False)
 
@@ -98,6 +113,7 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the order of sums is that of one thread
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # which it does not ask for
     found = Cluster()
     yield found
     found.end()
@@ -116,7 +132,7 @@ def test_a_node_killed_in_the_middle_changes_no_figure(workplace: Path, cluster:
         cluster.kill(1)
 
     killer = threading.Thread(target=kill_one, daemon=True)
-    with ray_.ray_cluster(cluster.address) as execute:
+    with ray_cluster(cluster.address) as execute:
 
         def noted(ground: Any, trials: Any) -> Any:
             killer.start()
@@ -151,7 +167,7 @@ def test_a_sweep_on_ray_chooses_what_it_chooses_alone(
         cluster={"memory_gib": 0.2, "cpus": available_threads()},  # one at a time
     )  # fmt: skip
     recipe = load_comparison(str(path))
-    with ray_.ray_cluster("local") as execute:
+    with ray_cluster("local") as execute:
         found = run.compare_methods(recipe, workplace / "sweep-ray", execute=execute)
     assert not ours()
     alone = run.compare_methods(recipe, workplace / "sweep-alone")
@@ -163,6 +179,45 @@ def test_a_sweep_on_ray_chooses_what_it_chooses_alone(
     assert [entry["values"]["learning_rate"] for entry in tried] == rates
     assert [entry["ended"] for entry in tried] == ["done", "stopped", "diverged"]
     assert [step for step, _ in tried[0]["losses"]] == [1, 4]
+
+
+@pytest.mark.e2e
+def test_a_sweep_that_loses_a_node_tries_each_combination_once(
+    workplace: Path, cluster: Cluster
+) -> None:
+    rates = [1e-2, 1e-3, 1e-9]
+    lora = {"method": "lora", "sweep": {"learning_rate": rates}}
+    changes: dict[str, Any] = {
+        "methods": ["none", lora], "seeds": [0],
+        "train": {"max_steps": 300, "batch_size": 2},
+    }  # fmt: skip
+    recipe = load_comparison(str(write_recipe(workplace, name="sweep-lost", **changes)))
+    lost: list[psutil.Process] = []
+
+    def kill_one() -> None:
+        while not lost:
+            time.sleep(0.05)
+            lost.extend(cluster.tuning(1))
+        time.sleep(5)  # it trains by now
+        cluster.kill(1)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    with ray_cluster(cluster.address) as execute:
+        found = run.compare_methods(recipe, workplace / "sweep-lost", execute=execute)
+    killer.join(10)
+    assert lost and not any(process.is_running() for process in lost)
+    alone = run.compare_methods(recipe, workplace / "sweep-kept")
+    one, other = (document["trials"][1]["training"] for document in (found, alone))
+    tried = one["sweep"]["tried"]
+    assert [entry["values"]["learning_rate"] for entry in tried] == rates
+    for entry, expected in zip(tried, other["sweep"]["tried"], strict=True):
+        steps = [step for step, _ in entry["losses"]]
+        assert steps == sorted(set(steps))  # nothing of the part that was lost
+        shared = min(len(entry["losses"]), len(expected["losses"]))
+        assert entry["losses"][:shared] == expected["losses"][:shared] != []
+    assert one["sweep"]["chosen"] == other["sweep"]["chosen"] == {"learning_rate": 1e-2}
+    assert one["losses"] == other["losses"]
 
 
 def ours() -> list[str]:
@@ -219,9 +274,9 @@ def test_a_machine_that_shares_no_disk_finds_the_same_ground(
     recipe = load_comparison(str(write_recipe(workplace, name="apart", methods=["none"])))
     (plain,) = recipe.trials()
     ground = find_ground(recipe, workplace / "apart")
-    elsewhere = ray_._Driver(Path("/no/such/folder"), "token", 1, ray_._identity(ground), -1)
+    elsewhere = node.Driver(Path("/no/such/folder"), "token", 1, node.identity(ground), -1)
     before = Path.cwd()
-    answer = ray_._do(ground, plain, elsewhere)
+    answer = node.do_trial(ground, plain, elsewhere)
     assert Path.cwd() == before
     expected = run_trial(ground, plain)["entries"][0]
     (found,) = answer["result"]["entries"]
@@ -230,7 +285,7 @@ def test_a_machine_that_shares_no_disk_finds_the_same_ground(
         assert found[figure] == expected[figure]
 
     other = elsewhere.identity | {"training data": "0" * 64}
-    refused = ray_._do(ground, plain, ray_._Driver(elsewhere.cwd, "token", 1, other, -1))
+    refused = node.do_trial(ground, plain, node.Driver(elsewhere.cwd, "token", 1, other, -1))
     assert refused["error"]["type"] == "InputError"
     assert "another training data under the name in the recipe" in refused["error"]["message"]
 
@@ -238,8 +293,8 @@ def test_a_machine_that_shares_no_disk_finds_the_same_ground(
 def test_another_version_is_refused(workplace: Path) -> None:
     recipe = load_comparison(str(write_recipe(workplace, methods=["none"])))
     (plain,) = recipe.trials()
-    old = ray_._Driver(Path.cwd(), "token", 1, {}, -1, version="0.0.1")
-    refused = ray_._do(find_ground(recipe, workplace / "apart"), plain, old)
+    old = node.Driver(Path.cwd(), "token", 1, {}, -1, version="0.0.1")
+    refused = node.do_trial(find_ground(recipe, workplace / "apart"), plain, old)
     assert "install the same on all" in refused["error"]["message"]
 
 
@@ -247,7 +302,7 @@ def test_memory_is_declared_by_the_recipe_or_by_the_bases_size(workplace: Path) 
     def declared(**changes: Any) -> list[int]:
         recipe = load_comparison(str(write_recipe(workplace, seeds=[0], **changes)))
         ground = find_ground(recipe, workplace / "memory")
-        return [ray_.declared_memory(ground, trial) for trial in recipe.trials()]
+        return [declared_memory(ground, trial) for trial in recipe.trials()]
 
     assert declared(cluster={"memory_gib": 0.5}) == [2**29] * len(METHODS)
     plain, lora, full = declared(cluster={}, methods=["none", "lora", "full"])
@@ -261,19 +316,13 @@ def test_an_address_without_a_cluster_is_refused(workplace: Path) -> None:
     assert not ours()
 
 
-def test_rays_client_protocol_is_refused(workplace: Path) -> None:
-    words = ["compare", str(write_recipe(workplace)), "--ray", "ray://127.0.0.1:10001"]
-    found = CliRunner().invoke(cli, words)
-    assert found.exit_code == 2 and "with --ray auto" in found.stderr
-
-
 def test_a_trial_is_done_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_, "_PATIENCE_S", 0.6)
+    monkeypatch.setattr(node, "PATIENCE_S", 0.6)
     with (
-        ray_._alone(tmp_path / "trial"),
+        node.alone(tmp_path / "trial"),
         pytest.raises(InputError, match="another edgeadapt run"),
-        ray_._alone(tmp_path / "trial"),
+        node.alone(tmp_path / "trial"),
     ):
         pass
-    with ray_._alone(tmp_path / "trial"):
+    with node.alone(tmp_path / "trial"):
         pass
