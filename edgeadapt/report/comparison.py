@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeadapt.console import log
-from edgeadapt.errors import MissingExtraError
-from edgeadapt.extras import need
 from edgeadapt.files import write_texts
-from edgeadapt.report.charts import INK, MARKERS, SERIES, Chart, draw_svg, legend, plain_ticks
+from edgeadapt.report.comparison_charts import comparison_charts
 from edgeadapt.report.html import Page, render_page
 from edgeadapt.report.markdown import markdown_report
+from edgeadapt.report.sweeps import sweep_tables
 from edgeadapt.report.tables import MIB, Table
 from edgeadapt.report.terminal import draw
 
 Document = Mapping[str, Any]
 
-_LEGEND_WIDTH = 16
-"""Characters of a name in a line of a legend of three columns."""
 _FEW = 20
 """Questions below which intervals of 95% hold too rarely: in simulations 80% of the time with 4."""
-_DECADES = 100
-"""Span of an axis from which only powers of ten are written at it."""
 
 
 def write_comparison(document: Document, root: Path) -> None:
@@ -80,7 +73,8 @@ def recommendations(document: Document) -> list[str]:
 
 def comparison_tables(document: Document) -> list[Table]:
     """Every table, in reading order."""
-    found = [_gains(document), _costs(document), _training(document), _here(document)]
+    found = [_gains(document), _costs(document), _training(document)]
+    found += [*sweep_tables(document["trials"]), _here(document)]
     for device in document["devices"]:
         found += [_on_device(document, device), _break_even(document, device)]
     return [table for table in found if table.rows]
@@ -281,78 +275,6 @@ def _mib(value: int) -> str:
     return f"{value / MIB:.1f}" if value >= MIB / 10 else f"{value / MIB:.3f}"
 
 
-def _charts(document: Document) -> list[Chart]:
-    try:
-        need("matplotlib", "drawing the report's charts")
-    except MissingExtraError as error:
-        log.warning("the report has no charts: %s", error)
-        return []
-    gains = {one["name"]: one["ahead"] for one in document["contenders"]}
-    found = []
-    for device in document["devices"]:
-        points = [
-            (one["name"], one["answer_s"]["median"], gains[one["name"]])
-            for one in device["contenders"]
-        ]
-        found.append(_pareto(
-            f"Gain against time on {device['title']}", points, "predicted seconds for an answer",
-            "the best are at the top left",
-        ))  # fmt: skip
-    points = [
-        (one["name"], max(one["bytes"]["update"], 1) / MIB, one["ahead"])
-        for one in document["contenders"]
-        if one["method"] != "none"
-    ]
-    found.append(_pareto(
-        "Gain against the bytes of an update", points, "MiB to ship for an update",
-        "the best are at the top left",
-    ))  # fmt: skip
-    points = [
-        (one["name"], one["forgetting"]["value"], one["ahead"]) for one in document["contenders"]
-    ]
-    found.append(_pareto(
-        "Gain against forgetting", points, "nats a token lost on general questions",
-        "the best are at the top left", log_scale=False,
-    ))  # fmt: skip
-    return found
-
-
-def _pareto(
-    title: str,
-    points: Sequence[tuple[str, float, Mapping[str, float]]],
-    label: str,
-    best: str,
-    *,
-    log_scale: bool = True,
-) -> Chart:
-    def drawing(figure: Any) -> None:
-        axes = figure.subplots()
-        for index, (name, x, gain) in enumerate(points):
-            axes.errorbar(
-                [x], [gain["value"]],
-                yerr=[[gain["value"] - gain["low"]], [gain["high"] - gain["value"]]],
-                label=textwrap.fill(name, _LEGEND_WIDTH), color=SERIES[index % 6],
-                marker=MARKERS[(index + index // 6) % 6],
-                markersize=6, linewidth=1, linestyle="none", zorder=3,
-            )  # fmt: skip
-        axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5)
-        axes.set(xlabel=label, ylabel="gain, nats a token")
-        if log_scale:
-            axes.set_xscale("log")
-            values = [x for _, x, _ in points]
-            if max(values) < _DECADES * min(values):  # else there is no room for so many
-                plain_ticks(axes.xaxis)
-        legend(axes, 3)
-
-    rows = -(-len(points) // 3)
-    return Chart(
-        title,
-        draw_svg(drawing, title, 3.2 + 0.18 * rows),
-        f"Gain over the plain base in nats an answer token, with its interval, against the {label}"
-        f"; {best}.",
-    )
-
-
 def _html(document: Document) -> str:
     recipe, base = document["recipe"], document["base"]
     return render_page(
@@ -361,7 +283,7 @@ def _html(document: Document) -> str:
             subtitle=f"Methods compared on {base['name']}, {', '.join(recipe['quantizations'])}, "
             f"edgeadapt {document['edgeadapt']}",
             verdict=recommendations(document),
-            charts=_charts(document),
+            charts=comparison_charts(document),
             tables=comparison_tables(document),
         )
     )

@@ -107,6 +107,7 @@ def document() -> dict[str, Any]:
             for what in ("domain", "general")
         },
         "level": 0.95,
+        "trials": trials,
         "contenders": [record(one, found, 134_515_008) for one in found],
         "failed": [],
         "devices": [judge(load_profile(name), found, recipe) for name in recipe.devices],
