@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ def comparison_charts(document: Mapping[str, Any]) -> list[Chart]:
     except MissingExtraError as error:
         log.warning("the report has no charts: %s", error)
         return []
+    task = document["recipe"]["judged_by"] == "task"
+    pareto = functools.partial(_pareto, "points of the metric" if task else "nats an answer token")
     gains = {one["name"]: one["ahead"] for one in document["contenders"]}
     found = []
     for device in document["devices"]:
@@ -34,7 +37,7 @@ def comparison_charts(document: Mapping[str, Any]) -> list[Chart]:
             (one["name"], one["answer_s"]["median"], gains[one["name"]])
             for one in device["contenders"]
         ]
-        found.append(_pareto(
+        found.append(pareto(
             f"Gain against time on {device['title']}", points, "predicted seconds for an answer",
             "the best are at the top left",
         ))  # fmt: skip
@@ -43,14 +46,14 @@ def comparison_charts(document: Mapping[str, Any]) -> list[Chart]:
         for one in document["contenders"]
         if one["method"] != "none"
     ]
-    found.append(_pareto(
+    found.append(pareto(
         "Gain against the bytes of an update", points, "MiB to ship for an update",
         "the best are at the top left",
     ))  # fmt: skip
     points = [
         (one["name"], one["forgetting"]["value"], one["ahead"]) for one in document["contenders"]
     ]
-    found.append(_pareto(
+    found.append(pareto(
         "Gain against forgetting", points, "nats a token lost on general questions",
         "the best are at the top left", log_scale=False,
     ))  # fmt: skip
@@ -58,6 +61,7 @@ def comparison_charts(document: Mapping[str, Any]) -> list[Chart]:
 
 
 def _pareto(
+    unit: str,
     title: str,
     points: Sequence[tuple[str, float, Mapping[str, float]]],
     label: str,
@@ -76,7 +80,7 @@ def _pareto(
                 markersize=6, linewidth=1, linestyle="none", zorder=3,
             )  # fmt: skip
         axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5)
-        axes.set(xlabel=label, ylabel="gain, nats a token")
+        axes.set(xlabel=label, ylabel=f"gain, {unit}")
         if log_scale:
             axes.set_xscale("log")
             values = [x for _, x, _ in points]
@@ -88,6 +92,5 @@ def _pareto(
     return Chart(
         title,
         draw_svg(drawing, title, 3.2 + 0.18 * rows),
-        f"Gain over the plain base in nats an answer token, with its interval, against the {label}"
-        f"; {best}.",
+        f"Gain over the plain base in {unit}, with its interval, against the {label}; {best}.",
     )

@@ -133,14 +133,14 @@ METHODS: dict[str, Method] = {
     "houlsby": Method(
         "bottlenecks behind attention and feed-forward blocks (arXiv 1902.00751), for ONNX",
         False,
-        1e-3,
+        3e-3,
         None,
         inserted="HOULSBY",
     ),
     "pfeiffer": Method(
         "bottlenecks behind feed-forward blocks (arXiv 2005.00247), for ONNX",
         False,
-        1e-3,
+        3e-3,
         None,
         inserted="PFEIFFER",
     ),
