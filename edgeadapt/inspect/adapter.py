@@ -99,8 +99,8 @@ def find_base(spec: AdapterSpec, given: str | None) -> tuple[WeightSource, Path 
 def _modules(spec: AdapterSpec) -> dict[str, Any]:
     """What each group of modules has, by the last part of their names, rank and scaling."""
     if spec.peft_type not in {"LORA", "IA3"}:
-        targets = spec.config.get("target_modules")
-        return {"groups": [], "targets": targets, "whole": [], "token_rows": {}}
+        places = spec.config.get("target_modules", spec.config.get("placement"))
+        return {"groups": [], "places": places, "whole": [], "token_rows": {}}
     groups: dict[tuple[Any, ...], int] = defaultdict(int)
     whole = []
     for module, parts in AdapterContents(spec).modules.items():
@@ -117,7 +117,7 @@ def _modules(spec: AdapterSpec) -> dict[str, Any]:
             {"modules": leaf, "count": count, "r": rank, "alpha": alpha, "scaling": scaling}
             for (leaf, rank, alpha, scaling), count in groups.items()
         ],
-        "targets": sorted({leaf for leaf, *_ in groups}),
+        "places": sorted({leaf for leaf, *_ in groups}),
         "whole": sorted(whole),
         "token_rows": {name: len(rows) for name, rows in spec.trainable_token_indices.items()},
     }

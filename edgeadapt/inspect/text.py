@@ -59,7 +59,7 @@ def _adapter(report: dict[str, Any]) -> list[Row]:
         ("rank", rank),
         (
             "modules",
-            "\n".join(_group(group) for group in report["groups"]) or _plain(report["targets"]),
+            "\n".join(_group(group) for group in report["groups"]) or _plain(report["places"]),
         ),
         ("whole tensors", ", ".join(report["whole"]) or None),
         ("single tokens", ", ".join(tokens) or None),

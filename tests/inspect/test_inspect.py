@@ -109,6 +109,9 @@ def test_why_a_format_cannot_carry_an_adapter(name: str, tiny_model: Path, tmp_p
     assert merged is None or merged in why["gguf merged"]
     assert separate in why["gguf separate"]
     assert separate in why["onnx separate"]
+    assert "possible" not in text  # a target's record where the modules should be
+    if name == "loha":
+        assert "modules         q_proj" in text
     if name == "tied-head":
         assert "becomes a matrix of its own" in text.replace("\n" + " " * 18, " ")
 
