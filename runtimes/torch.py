@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.artifact import Artifact
-from edgeadapt.errors import CorruptFileError, InputError, MissingExtraError, RuntimeFailure
+from edgeadapt.errors import (
+    CorruptFileError,
+    InputError,
+    MissingExtraError,
+    RuntimeFailure,
+    UnsupportedError,
+)
 from edgeadapt.extras import need
+from edgeadapt.files import read_json
 from edgeadapt.runtimes.base import Float32Array, Runtime, Session, SessionSettings
 from edgeadapt.runtimes.hf_text import HfEngineText, HfText, check_room
 from edgeadapt.tokenizer import ModelTokenizer
@@ -156,10 +163,17 @@ def _load(torch: Any, path: Path, *, exact: bool) -> Any:
 
 def _adapted(model: Any, adapter: Path) -> Any:
     need("peft", "running an adapter unmerged")
-    from peft import PeftModel
+    from peft import PeftModel, PeftType
 
     if not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(f"{adapter} has no adapter_model.safetensors; expected a PEFT adapter")
+    config = read_json(adapter / "adapter_config.json")
+    kind = str(config.get("peft_type") if isinstance(config, dict) else None)
+    if kind.upper() not in list(PeftType):
+        raise UnsupportedError(
+            f"{adapter} is of the method {kind.lower()}, which PEFT does not run beside a base; "
+            "make one artifact of both: edgeadapt export --adapter"
+        )
     with _reading(adapter):
         return PeftModel.from_pretrained(model, adapter, local_files_only=True)
 

@@ -66,6 +66,11 @@ def low_rank_updates(base: WeightSource, adapter: Path) -> list[LowRankUpdate]:
         UnsupportedError: it is not a plain LoRA; the message says why not.
     """
     spec = read_spec(adapter)
+    if spec.peft_type in FORMS:
+        raise UnsupportedError(
+            f"the adapter {adapter} cannot be a file of its own: its bottlenecks are nodes of the "
+            "graph; export it with --format onnx, without --adapter-mode separate"
+        )
     if reasons := not_plain_lora(spec, base):
         raise UnsupportedError(
             f"the adapter {adapter} cannot be a file of its own: {'; '.join(reasons)}; "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgeadapt.adapters.sequential import check_without
+from edgeadapt.adapters.sequential import check_without, form_of
 from edgeadapt.console import log
 from edgeadapt.converters.onnx.options import OnnxOptions, for_device
 from edgeadapt.devices import load_profile
-from edgeadapt.errors import InputError
+from edgeadapt.errors import InputError, UnsupportedError
 from edgeadapt.export import ModelToExport, open_model
 from edgeadapt.files import sweep_cache
 from edgeadapt.pipeline import measuring, stages
@@ -138,6 +138,11 @@ def plan_targets(recipe: Recipe, source: ModelToExport) -> list[Target]:
             format, quantization = str(wish.format), str(wish.quantization)
         if format == "gguf":
             check_without(source.source.config, "llama.cpp's graphs have")
+        elif quantization == "int8-dynamic" and form_of(source.source.config) is not None:
+            raise UnsupportedError(
+                "int8-dynamic is made by exporters whose graphs have no place for bottlenecks "
+                "behind the blocks; export int8 or int4"
+            )
         if wish.max_size is not None:
             quantization = "mixed-" + "".join(wish.max_size.split())
             installed_runtimes(format)

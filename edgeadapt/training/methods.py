@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeadapt.adapters.bottleneck import PEFT_TYPE, WiderSource, filling_width
 from edgeadapt.adapters.sequential import FORMS, WithBottlenecks
+from edgeadapt.errors import UnsupportedError
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.weights import WeightSource
 
@@ -173,6 +174,13 @@ def with_inserted(source: WeightSource, settings: TrainSettings) -> WeightSource
     if kind is None:
         return source
     if kind in FORMS:
+        from edgeadapt.converters.onnx.stream.families import unsupported
+
+        if reason := unsupported(source.config):
+            raise UnsupportedError(
+                f"{settings.method} reaches a device as nodes of an ONNX graph, and {reason}; "
+                "train --method adapter or lora"
+            )
         return WithBottlenecks(source, kind, settings.width)
     return WiderSource(
         source, settings.width or filling_width(int(source.config["intermediate_size"]))

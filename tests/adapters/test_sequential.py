@@ -35,6 +35,8 @@ from edgeadapt.recipe import parse_recipe
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.training import inserted, sequential
+from edgeadapt.training.methods import with_inserted
+from edgeadapt.training.settings import TrainSettings
 from edgeadapt.weights import read_tensor
 from tests.adapters.test_bottleneck import IDS, logits
 from tests.tiny import ONNX_ONLY, save_llama, save_model
@@ -182,7 +184,7 @@ def test_where_they_have_no_place_they_are_refused(tmp_path: Path) -> None:
          "llama.cpp's graphs have no place for the bottlenecks of houlsby"),
         (["merge", *given, "--out", tmp_path / "merged"], "a folder of plain weights"),
         (["export", *given, "--format", "gguf", "--adapter-mode", "separate",
-          "--out", tmp_path / "a.gguf"], "nodes of the graph"),
+          "--out", tmp_path / "a.gguf"], "without --adapter-mode separate"),
         (["export", *given, "--format", "onnx", "--quant", "fp32", "--exporter", "builder",
           "--out", tmp_path / "o"], "use stream"),
     ):  # fmt: skip
@@ -208,6 +210,16 @@ def test_a_run_refuses_gguf_before_any_work(tmp_path: Path) -> None:
     onnx = parse_recipe(recipe.replace("FORMAT", "onnx").replace("QUANT", "int4"), "a")
     (target,) = plan_targets(onnx, model_to_be(onnx, None))
     assert target.format == "onnx"
+    dynamic = parse_recipe(recipe.replace("FORMAT", "onnx").replace("QUANT", "int8-dynamic"), "a")
+    with pytest.raises(UnsupportedError, match="export int8 or int4"):
+        plan_targets(dynamic, model_to_be(dynamic, None))
+
+
+def test_a_family_without_a_graph_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    source = SafetensorsSource(save_model(tmp_path / "granite", "granite"))
+    settings = TrainSettings(method="pfeiffer")
+    with pytest.raises(UnsupportedError, match="does not know the architecture Granite"):
+        with_inserted(source, settings)
 
 
 def test_an_adapter_says_what_can_carry_it(tmp_path: Path) -> None:

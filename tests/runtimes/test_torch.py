@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeadapt.artifact import Artifact, open_artifact
-from edgeadapt.errors import CorruptFileError, InputError
+from edgeadapt.errors import CorruptFileError, InputError, UnsupportedError
 from edgeadapt.runtimes import Session, SessionSettings, get_runtime
 from edgeadapt.runtimes.torch import TorchRuntime
 from edgeadapt.safetensors_io import SafetensorsSource, write_safetensors
@@ -91,6 +91,14 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
         get_runtime("torch").load(Artifact(tmp_path, "onnx", "int4"), SETTINGS)
     with pytest.raises(InputError, match=r"config\.json"):
         get_runtime("torch").load(Artifact(tmp_path, "hf", "float32"), SETTINGS)
+
+
+@pytest.mark.parametrize("kind", ["ADAPTER", "HOULSBY"])
+def test_a_method_that_peft_has_not(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_config.json").write_text(f'{{"peft_type": "{kind}"}}')
+    with pytest.raises(UnsupportedError, match=f"method {kind.lower()}, which PEFT does not run"):
+        TorchRuntime(tmp_path).load(open_artifact(tiny_model), SETTINGS)
 
 
 def test_live_adapter(tiny_model: Path, tmp_path: Path, expected: np.ndarray) -> None:
