@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from edgeadapt.training import loop
+from edgeadapt.training import loop, run
+from edgeadapt.training.model import load_model
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.train import train
 
@@ -39,14 +40,19 @@ class Holding(loop.Trainer):
         return super()._clip_grad_norm(model)
 
 
-def main(base: Path, data: Path, out: Path, method: str) -> None:
+def main(base: Path, data: Path, out: Path, method: str, dtype: str) -> None:
+    def load(*arguments: Any) -> tuple[Any, dict[str, Any]]:
+        model, told = load_model(*arguments)
+        return model.to(getattr(torch, dtype)), told
+
+    run.load_model = load
     loop.Trainer = Holding  # type: ignore[misc]
     settings = TrainSettings(
         method=method, max_steps=2, batch_size=4, gradient_accumulation=2, save_every_s=1e6
     )  # type: ignore[arg-type]
-    train(base, data, None, settings, out, base_spec="tiny")
-    sys.stdout.write(json.dumps(held) + "\n")
+    losses = train(base, data, None, settings, out, base_spec="tiny").record["losses"]
+    sys.stdout.write(json.dumps({"held": held, "losses": losses}) + "\n")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), method=sys.argv[4])
+    main(*map(Path, sys.argv[1:4]), method=sys.argv[4], dtype=sys.argv[5])

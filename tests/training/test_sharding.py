@@ -72,12 +72,15 @@ def test_shares_have_the_loss_curve_of_one_process(
     assert len(expected) == 5 and max(expected) > 1  # so they were clipped
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_each_process_holds_half(base: Path, data: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "dtype"), [("lora", "bfloat16"), ("full", "float32")])
+def test_each_process_holds_half(
+    base: Path, data: Path, tmp_path: Path, method: str, dtype: str
+) -> None:
+    """Of an adapter in float32 too, whose frozen base is not."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    words = [str(base), str(data), str(tmp_path / "out"), method]
+    words = [str(base), str(data), str(tmp_path / "out"), method, dtype]
 
     def start(rank: int | None) -> subprocess.Popen[str]:
         world = {} if rank is None else asking_to_shard() | {
@@ -89,19 +92,19 @@ def test_each_process_holds_half(base: Path, data: Path, tmp_path: Path, method:
             cwd=Path(__file__).parents[2], env=os.environ | world,
         )  # fmt: skip
 
-    def told(process: subprocess.Popen[str]) -> dict[str, int]:
+    def told(process: subprocess.Popen[str]) -> dict[str, Any]:
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0
-        held: dict[str, int] = json.loads(out.splitlines()[-1])
-        return held
+        found: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return found
 
     halves = [told(process) for process in [start(0), start(1)]]
     words[2] = str(tmp_path / "alone")
     whole = told(start(None))
-    for what, size in whole.items():
-        assert size > 0
-        for half in halves:
-            assert 0.4 * size < half[what] < 0.6 * size, what
+    for half in halves:
+        assert half["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+        for what, size in whole["held"].items():
+            assert 0 < 0.4 * size < half["held"][what] < 0.6 * size, what
 
 
 @pytest.mark.parametrize(("method", "shard"), [("lora", True), ("full", False)])

@@ -25,7 +25,7 @@ from edgeadapt.files import sha256_tree
 from edgeadapt.safetensors_io import SafetensorsFile
 from edgeadapt.tokenizer import ModelTokenizer
 from edgeadapt.training import bottleneck, sequential
-from edgeadapt.training import train as train_module
+from edgeadapt.training import run as run_module
 from edgeadapt.training.methods import METHODS
 from edgeadapt.training.score import score_model
 from edgeadapt.training.settings import TrainSettings
@@ -181,7 +181,7 @@ def test_a_base_without_gated_blocks_is_refused_before_any_work(data, tmp_path, 
     def refuse(*_, **__):
         raise AssertionError("scored before it was refused")
 
-    monkeypatch.setattr(train_module, "score_model", refuse)
+    monkeypatch.setattr(run_module, "score_model", refuse)
     experts = save_model(tmp_path / "experts", "mixtral")
     settings = TrainSettings(method="adapter", max_steps=1)
     with pytest.raises(UnsupportedError, match="several experts"):
