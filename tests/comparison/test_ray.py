@@ -109,11 +109,18 @@ class Cluster:
         self._cluster.shutdown()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def token() -> Iterator[None]:
+    """This machine's, which not every cluster asks for; Ray reads it once in a process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the order of sums is that of one thread
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # which it does not ask for
     found = Cluster()
     yield found
     found.end()
