@@ -41,7 +41,8 @@ _METHODS = (
     type=click.Choice(_METHODS),
     default="qlora",
     show_default=True,
-    help="What to train.",
+    metavar="NAME",
+    help=f"What to train: {', '.join(_METHODS)}.",
 )
 @click.option(
     "--teacher", metavar="M",
