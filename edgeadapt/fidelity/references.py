@@ -46,7 +46,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LOG_PROBS, _SCORES, _RECORD = "log_probs.npy", "scores.npz", "reference.json"
-_VERSION = 1
+_VERSION = 2
 """Of the files' content; part of the hash."""
 
 MOST_BYTES = 8 << 30
