@@ -90,7 +90,6 @@ def train(
     if teacher is not None:
         check_teacher(base, teacher.folder)
     with_inserted(SafetensorsSource(base), settings)  # refused here, not after minutes of scoring
-    packed = packable(base, base_spec, settings)
     encoded = encode_dataset(train_data, tokenizer, settings.max_tokens, system=settings.system)
     held_out = heldout_data and held_out_text(
         heldout_data, tokenizer, limit=settings.held_out_examples,
@@ -102,7 +101,6 @@ def train(
         watch=None
         if watch is None
         else (watch, encode_dataset(watch.data, tokenizer, settings.max_tokens)),
-        packable=packed,
     )  # fmt: skip
     inputs = run.inputs(train_data, heldout_data)
     need_torch_sharing_cores("training")
@@ -111,8 +109,9 @@ def train(
     if world.sharded:
         from edgeadapt.training import sharding
 
-        run.packable = None  # shares are of weights in memory
         sharding.give_memory_back()
+    else:  # shares are of weights in memory
+        run.packable = packable(base, base_spec, settings)
     place = work or out.with_name(f".{out.name}.work")
     begun_before = place.exists()
     if not world.leads:

@@ -200,6 +200,16 @@ def test_other_inputs_start_afresh(base, data, tmp_path):
     assert again["losses"] == pytest.approx(fresh.record["losses"], rel=1e-6)
 
 
+def test_torch_is_imported_where_its_threads_sleep_while_they_wait(base, data, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.torch_waiting", base, data, tmp_path / "out"],
+        capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "PASSIVE\n"
+
+
 def test_epochs_count_partial_batches(base, data, tmp_path):
     settings = TrainSettings(method="ia3", epochs=2, batch_size=4, gradient_accumulation=2)
     work = tmp_path / "work"
