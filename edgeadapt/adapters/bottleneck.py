@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from edgeadapt.adapters.contents import read_finite
 from edgeadapt.adapters.spec import WEIGHTS, AdapterSpec
 from edgeadapt.errors import AdapterError, UnsupportedError
 from edgeadapt.safetensors_io import SafetensorsFile
-from edgeadapt.weights import Float32Array, TensorInfo, WeightSource, read_tensor
+from edgeadapt.weights import Float32Array, TensorInfo, WeightSource
 
 PEFT_TYPE = "ADAPTER"
 """In adapter_config.json; PEFT itself has no such method."""
@@ -218,17 +219,11 @@ class BottleneckSource(WiderSource):
         self._file = SafetensorsFile(spec.path / WEIGHTS)
         self._keys = self._keys_by_block()
         self._check_fit()
-        self._whole = functools.lru_cache(maxsize=2)(self._read)
+        self._whole = functools.lru_cache(maxsize=2)(functools.partial(read_finite, self._file))
 
     def _part(self, block: str, part: str) -> Float32Array:
         values = self._whole(self._keys[block][part])
         return values * self._weight if part == "down" else values
-
-    def _read(self, key: str) -> Float32Array:
-        values = read_tensor(self._file, key)
-        if not np.isfinite(values).all():
-            raise AdapterError(f"{self._file.path}: {key!r} holds NaN or infinite values")
-        return values
 
     def _keys_by_block(self) -> dict[str, dict[str, str]]:
         keys: dict[str, dict[str, str]] = {}

@@ -39,6 +39,21 @@ Parts = dict[str, str]
 """Part of a module (`lora_A.weight`, `weight`, ...) -> name of its tensor in the file."""
 
 
+def read_finite(file: SafetensorsFile, key: str) -> Float32Array:
+    """A whole tensor of an adapter's file.
+
+    Raises:
+        AdapterError: it holds NaN or infinite values.
+    """
+    return _finite(file, key, read_tensor(file, key))
+
+
+def _finite(file: SafetensorsFile, key: str, values: Float32Array) -> Float32Array:
+    if not np.isfinite(values).all():
+        raise AdapterError(f"{file.path}: {key!r} holds NaN or infinite values")
+    return values
+
+
 class AdapterContents:
     """The tensors of a LoRA or IA3 adapter, grouped by the module that they change."""
 
@@ -83,16 +98,11 @@ class AdapterContents:
         Raises:
             AdapterError: it holds NaN or infinite values.
         """
-        return self._finite(key, read_tensor(self.file, key))
+        return read_finite(self.file, key)
 
     def rows(self, key: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor; raises as `read`."""
-        return self._finite(key, self.file.rows(key, start, stop))
-
-    def _finite(self, key: str, values: Float32Array) -> Float32Array:
-        if not np.isfinite(values).all():
-            raise AdapterError(f"{self.file.path}: {key!r} holds NaN or infinite values")
-        return values
+        return _finite(self.file, key, self.file.rows(key, start, stop))
 
     def misfit(
         self, key: str, given: tuple[int, ...], name: str, expected: tuple[int, ...]

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from edgeadapt.adapters.contents import read_finite
 from edgeadapt.adapters.spec import WEIGHTS, AdapterSpec
 from edgeadapt.errors import AdapterError, UnsupportedError
 from edgeadapt.safetensors_io import SafetensorsFile
-from edgeadapt.weights import Float32Array, TensorInfo, WeightSource, read_tensor
+from edgeadapt.weights import Float32Array, TensorInfo, WeightSource
 
 CONFIG_KEY = "edgeadapt_bottlenecks"
 """In the config of a source that has them: the name of their form."""
@@ -179,12 +180,10 @@ class SequentialSource(WithBottlenecks):
         self._weight = np.float32(weight)
         self._file = SafetensorsFile(spec.path / WEIGHTS)
         self._check_fit()
-        self._part = functools.lru_cache(maxsize=4)(self._read)  # type: ignore[method-assign]
+        self._whole = functools.lru_cache(maxsize=4)(functools.partial(read_finite, self._file))
 
-    def _read(self, name: str) -> Float32Array:
-        values = read_tensor(self._file, name)
-        if not np.isfinite(values).all():
-            raise AdapterError(f"{self._file.path}: {name!r} holds NaN or infinite values")
+    def _part(self, name: str) -> Float32Array:
+        values = self._whole(name)
         return values * self._weight if ".up." in name else values
 
     def _check_fit(self) -> None:

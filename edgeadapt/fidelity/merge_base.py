@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeadapt.adapters import AdapterSpec, parse_adapters, read_spec
 from edgeadapt.adapters.held import held_base, tells
-from edgeadapt.adapters.spec import trained_system
+from edgeadapt.adapters.spec import system_in
 from edgeadapt.base_model import resolve_base
 from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded
@@ -143,7 +143,7 @@ def open_measured(
     elif held_out is not None:
         encoded = held_out_text(
             held_out, ModelTokenizer.from_folder(model.folder), limit=examples,
-            system=trained_system(specs[0].path),
+            system=system_in(specs[0].record),
         )  # fmt: skip
     choice = choose_merge_base(resolve_base(base, revision=revision), specs, settings, encoded)
     choice.check()

@@ -5,6 +5,7 @@ Imports torch; import it only to train or to run an adapter unmerged.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from edgeadapt.adapters.bottleneck import (
     growth,
     padded_width,
 )
-from edgeadapt.adapters.spec import WEIGHTS, read_spec
 from edgeadapt.console import log
-from edgeadapt.safetensors_io import SafetensorsFile, SafetensorsSource
-from edgeadapt.training.inserted import Inserted, misfit, restore
+from edgeadapt.safetensors_io import SafetensorsSource
+from edgeadapt.training.inserted import Inserted, checked_width, insert_all, restore
 from edgeadapt.weights import parameter_count
 
 
@@ -68,7 +68,7 @@ def attach(model: Any, base: Path, width: int | None, seed: int) -> None:
     intermediate = int(source.config["intermediate_size"])
     width = width or filling_width(intermediate)
     blocks = gated_blocks(source)
-    _attach_all(model, blocks, width, seed)
+    insert_all(model, blocks, functools.partial(_attach, width=width), seed)
     total, (trained, stored) = parameter_count(source), growth(source.config, width, len(blocks))
     log.info(
         "bottlenecks of width %d: %.2f%% of the base's weights are trained beside them; an "
@@ -76,14 +76,6 @@ def attach(model: Any, base: Path, width: int | None, seed: int) -> None:
         width, 100 * trained / total, 100 * stored / total,
         padded_width(intermediate, width), intermediate,
     )  # fmt: skip
-
-
-def _attach_all(model: Any, blocks: list[str], width: int, seed: int) -> None:
-    model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name in blocks:
-            _attach(model.get_submodule(name), width)
 
 
 def _attach(block: Any, width: int) -> None:
@@ -101,10 +93,7 @@ def load(model: Any, base: Path, folder: Path) -> Any:
     Raises:
         AdapterError: they do not fit it.
     """
-    width = read_spec(folder).r
-    found = SafetensorsFile(folder / WEIGHTS).tensors().items()
-    shapes = {info.shape for name, info in found if name.endswith(".down.weight")}
-    if width < 1 or shapes != {(int(model.config.hidden_size), width)}:
-        raise misfit(folder)  # before memory is asked for
-    _attach_all(model, gated_blocks(SafetensorsSource(base)), width, seed=0)
+    width = checked_width(folder, ".down.weight", int(model.config.hidden_size))
+    blocks = gated_blocks(SafetensorsSource(base))
+    insert_all(model, blocks, functools.partial(_attach, width=width), seed=0)
     return restore(model, folder).eval()

@@ -5,6 +5,7 @@ Imports torch; import it only to train or to run an adapter.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from edgeadapt.adapters.sequential import (
     default_width,
     projections,
 )
-from edgeadapt.adapters.spec import WEIGHTS, read_spec
+from edgeadapt.adapters.spec import read_spec
 from edgeadapt.console import log
-from edgeadapt.safetensors_io import SafetensorsFile, SafetensorsSource
-from edgeadapt.training.inserted import Inserted, misfit, restore
+from edgeadapt.safetensors_io import SafetensorsSource
+from edgeadapt.training.inserted import Inserted, checked_width, insert_all, restore
 from edgeadapt.weights import WeightSource, parameter_count, read_tensor
 
 
@@ -69,20 +70,12 @@ def attach(model: Any, base: Path, name: str, width: int | None, seed: int) -> N
     hidden = int(source.config["hidden_size"])
     width = width or default_width(hidden)
     places = projections(source, FORMS[name])
-    _attach_all(model, places, name, width, seed)
+    insert_all(model, places, functools.partial(_attach, name=name, width=width), seed)
     trained, total = len(places) * (2 * hidden * width + width + hidden), parameter_count(source)
     log.info(
         "%d bottlenecks of width %d behind the blocks: %.2f%% of the base's weights are trained "
         "beside them, and stored", len(places), width, 100 * trained / total,
     )  # fmt: skip
-
-
-def _attach_all(model: Any, places: list[str], name: str, width: int, seed: int) -> None:
-    model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for place in places:
-            _attach(model.get_submodule(place), name, width)
 
 
 def _attach(projection: Any, name: str, width: int) -> None:
@@ -99,13 +92,10 @@ def load(model: Any, base: Path, folder: Path) -> Any:
     Raises:
         AdapterError: they do not fit it.
     """
-    spec = read_spec(folder)
-    found = SafetensorsFile(folder / WEIGHTS).tensors().items()
-    shapes = {info.shape for name, info in found if name.endswith(".up.weight")}
-    if spec.r < 1 or shapes != {(int(model.config.hidden_size), spec.r)}:
-        raise misfit(folder)  # before memory is asked for
-    places = projections(SafetensorsSource(base), FORMS[spec.peft_type])
-    _attach_all(model, places, spec.peft_type, spec.r, seed=0)
+    name = read_spec(folder).peft_type
+    width = checked_width(folder, ".up.weight", int(model.config.hidden_size))
+    places = projections(SafetensorsSource(base), FORMS[name])
+    insert_all(model, places, functools.partial(_attach, name=name, width=width), seed=0)
     return restore(model, folder).eval()
 
 
@@ -119,7 +109,7 @@ def attach_from(model: Any, source: WeightSource) -> None:
     name, infos = str(source.config[CONFIG_KEY]), source.tensors()
     places = projections(source, FORMS[name])
     width = infos[f"{places[0]}.{MODULE}.down.weight"].shape[0]
-    _attach_all(model, places, name, width, seed=0)
+    insert_all(model, places, functools.partial(_attach, name=name, width=width), seed=0)
     ours = [tensor for tensor in infos if f".{MODULE}." in tensor]
     state = {tensor: torch.from_numpy(read_tensor(source, tensor)) for tensor in ours}
     model.load_state_dict(state, strict=False)
