@@ -219,6 +219,7 @@ def record(
     """
     plain = plain_of(found, one.quantization)
     gain, tokens = lead(one, plain, "likelihood"), one.tokens("domain")
+    judged = gain if judged_by == "likelihood" else lead(one, plain, judged_by)
     trained = one.trained
     task = one.task
     fidelity = [entry["fidelity"] for entry in one.entries if entry["fidelity"]]
@@ -234,7 +235,7 @@ def record(
         "perplexity": float(np.exp(one.nll("domain").mean(0).sum() / tokens.sum())),
         "gain": gain.record(),
         "ahead": lead(one, common_base(found), judged_by).record(),
-        "beside_base": outcome(lead(one, plain, judged_by)),
+        "beside_base": outcome(judged),
         "work_s": one.work_s,
         "task": None
         if task is None

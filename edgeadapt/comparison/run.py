@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeadapt import __version__
 from edgeadapt.bench.machine import this_machine
-from edgeadapt.comparison.figures import contenders, plain_of, record
+from edgeadapt.comparison.figures import common_base, contenders, record
 from edgeadapt.comparison.ground import Ground, find_ground
 from edgeadapt.comparison.recipe import ComparisonRecipe, Trial
 from edgeadapt.comparison.statistics import LEVEL
@@ -80,7 +80,7 @@ def _document(
 ) -> dict[str, Any]:
     recipe = ground.recipe
     found = contenders(results)
-    plain = plain_of(found, recipe.quantizations[0])
+    plain = common_base(found)
     parameters = plain.model.parameters
     return {
         "schema_version": SCHEMA_VERSION,

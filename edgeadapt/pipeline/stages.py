@@ -177,19 +177,20 @@ def export_stage(
     Raises:
         GateFailure: the text is not.
     """
+    name = f"{recipe.name}-{quantization}"
+    name = f"{name}.gguf" if format == "gguf" else name
     key: dict[str, Any] = {
         "base": inputs.base_sha256,
         "adapter": model.identity,
         "format": format,
         "quantization": quantization,
+        "name": name,
         "parity": recipe.gates.parity,
     }
     if onnx is not None:
         key["onnx"] = [onnx.preset, dict(onnx.session)]
     if max_size is not None and inputs.train_data is not None:
         key["calibration"] = data_hash(inputs.train_data)
-    name = f"{recipe.name}-{quantization}"
-    name = f"{name}.gguf" if format == "gguf" else name
 
     def work(folder: Path) -> None:
         path = folder / name
@@ -215,11 +216,7 @@ def export_stage(
     if max_size is not None:
         tools += REFERENCE_TOOLS
     result = space.stage(f"export-{format}-{quantization}", key, work, tools=tools)
-    # What is exported from equal weights lies there once, under the name of whoever came first.
-    path = result.folder / name
-    if format == "gguf" and not path.exists():
-        path = next(result.folder.glob("*.gguf"), path)
-    return open_artifact(path), result
+    return open_artifact(result.folder / name), result
 
 
 def _perplexity(nll: Float64Array, held_out: list[Encoded]) -> dict[str, Any]:

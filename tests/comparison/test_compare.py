@@ -139,6 +139,30 @@ def test_killed_in_the_middle_it_ends_with_the_same_figures(
         assert without_times(one) == without_times(other)
 
 
+def test_a_method_that_fails_is_told_and_equal_ones_are_two(workplace: Path) -> None:
+    recipe = yaml.safe_load((workplace / "recipe.yaml").read_text())
+    recipe["methods"] = [
+        "none", "lora", {"method": "lora", "name": "twin"},
+        {"method": "full", "name": "wild", "train": {"learning_rate": 1e30}},
+    ]  # fmt: skip
+    path = workplace / "failing.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"name": "failing"}))
+    found = CliRunner().invoke(
+        cli, ["compare", str(path), "--runs", str(workplace / "failing"), "--json"]
+    )
+    assert isinstance(found.exception, SystemExit), found.exception
+    assert found.exit_code == 2 and "failed: wild" in found.stderr
+    document = json.loads(found.stdout)
+    assert [one["name"] for one in document["contenders"]] == ["none", "lora", "twin"]
+    (failed,) = document["failed"]
+    assert (failed["label"], failed["seed"]) == ("wild", 0) and "diverged" in failed["failed"]
+    report = (workplace / "failing/failing/report.md").read_text()
+    assert "wild (seed 0) failed: " in report and "6 held-out questions are too few" in report
+    lora, twin = (t["entries"][0] for t in document["trials"][1:3])
+    assert lora["domain"] == twin["domain"]
+    assert Path(twin["artifact"]["path"]).name == "twin-seed0-1-Q8_0.gguf"
+
+
 def without_times(one: dict[str, Any]) -> dict[str, Any]:
     trained = one["trained"] and {
         key: value for key, value in one["trained"].items()

@@ -46,6 +46,18 @@ def test_every_seed_and_share_is_tried_where_it_changes_anything() -> None:
     assert len([t for t in shared.trials() if t.wish.label == "rag"]) == 2  # from the training data
 
 
+def test_shares_that_differ_little_are_two_trials() -> None:
+    found = read(methods=["none", "lora"], fractions=[0.1234567, 0.1234568])
+    slugs = [trial.slug for trial in found.trials()]
+    assert len(set(slugs)) == len(slugs) == 3
+
+
+def test_a_share_for_retrieval_is_drawn_by_every_seed() -> None:
+    found = read(methods=["none", "rag"], fractions=[0.5, 1.0], seeds=[0, 1, 2])
+    told = [(t.seed, t.fraction) for t in found.trials() if t.wish.label == "rag"]
+    assert told == [(0, 0.5), (1, 0.5), (2, 0.5), (0, 1.0)]
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -68,6 +80,20 @@ def test_every_seed_and_share_is_tried_where_it_changes_anything() -> None:
         ({"methods": ["none", {"method": "lora", "train": {"rank": 1}}]}, "lora: .*rank"),
         ({"fractions": [0.0]}, "share"),
         ({"seeds": [1, 1]}, "seeds has a value twice"),
+        (
+            {"methods": ["none", {"method": "lora", "ship": ["merged", "merged"]}]},
+            "ship has a value twice",
+        ),
+        (
+            {
+                "methods": [
+                    "none",
+                    {"method": "lora", "ship": ["merged", "separate"]},
+                    {"method": "dora", "name": "lora, merged"},
+                ]
+            },
+            "two contenders would be called 'lora, merged'",
+        ),
         ({"judged_by": "task"}, "needs evaluate.task"),
         ({"train": {"system": "Be brief."}}, "put the system prompt into the data"),
         ({"devices": []}, "devices"),
