@@ -98,14 +98,15 @@ def test_a_killed_process_ends_all_and_the_rest_goes_on_from_the_checkpoint(
     assert len(order(work)) == 5
 
 
-def test_accelerate_launch_trains_the_same(base: Path, data: Path, tmp_path: Path) -> None:
+def launched_as_alone(base: Path, data: Path, folder: Path, *options: str) -> None:
+    """See that what `accelerate launch` with these options trains in two is what one trains."""
     words = ["train", "--base", str(base), "--data", str(data), "--method", "lora", "--r", "4"]
     words += ["--max-steps", "3", "--batch-size", "3", "--learning-rate", "1e-2", "--json"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", *options, "-m"]
     records = []
     for name, start in (("two", launch), ("one", ["-m"])):
         done = subprocess.run(
-            [sys.executable, *start, "edgeadapt", *words, "--out", str(tmp_path / name)],
+            [sys.executable, *start, "edgeadapt", *words, "--out", str(folder / name)],
             capture_output=True, text=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -113,6 +114,10 @@ def test_accelerate_launch_trains_the_same(base: Path, data: Path, tmp_path: Pat
     two, one = records
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5, abs=1e-5)
     assert two["trained_parameters"] == one["trained_parameters"]
+
+
+def test_accelerate_launch_trains_the_same(base: Path, data: Path, tmp_path: Path) -> None:
+    launched_as_alone(base, data, tmp_path, "--cpu")
 
 
 def test_a_failure_in_the_processes_is_told_as_in_one(

@@ -21,7 +21,7 @@ from edgeadapt.training.processes import train_in_processes
 from edgeadapt.training.train import train
 from edgeadapt.training.world import asking_to_shard, this_world
 from tests.training import shares
-from tests.training.test_processes import SETTINGS, kill_one_at, order
+from tests.training.test_processes import SETTINGS, kill_one_at, launched_as_alone, order
 
 RATES = {"lora": 1e-2, "full": 1e-3, "adapter": 1e-2}
 
@@ -159,21 +159,7 @@ def test_a_finished_checkpoint_of_shares_is_only_published(
 
 
 def test_accelerate_launch_shards(base: Path, data: Path, tmp_path: Path) -> None:
-    words = ["train", "--base", str(base), "--data", str(data), "--method", "lora", "--r", "4"]
-    words += ["--max-steps", "3", "--batch-size", "3", "--learning-rate", "1e-2", "--json"]
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
-    launch += ["--fsdp_version", "2", "-m"]
-    records = []
-    for name, start in (("two", launch), ("one", ["-m"])):
-        done = subprocess.run(
-            [sys.executable, *start, "edgeadapt", *words, "--out", str(tmp_path / name)],
-            capture_output=True, text=True, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        records.append(json.loads(done.stdout))  # of one process alone
-    two, one = records
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5, abs=1e-5)
-    assert two["trained_parameters"] == one["trained_parameters"]
+    launched_as_alone(base, data, tmp_path, "--use_fsdp", "--fsdp_version", "2")
 
 
 @pytest.mark.parametrize("method", ["qlora", "prefix", "prompt"])
