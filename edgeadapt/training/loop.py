@@ -107,14 +107,16 @@ class Trainer(trl.SFTTrainer):  # type: ignore[misc]  # trl has no types
         return (loss, outputs) if return_outputs else loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what is trained; every process gives its share."""
-        self._save(output_dir, sharding.gathered(self.model, keep=self._world.leads))
+        """Write what is trained; every process gives its share, and one writes."""
+        state = sharding.gathered(self.model, keep=self._world.leads)
+        if self._world.leads:
+            self._save(output_dir, state)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Of our modules in a frozen model only these, and not the model beside them."""
         if not inserted.has_inserted(self.model):
             super()._save(output_dir, state_dict)
-        elif self._world.leads:
+        else:
             folder = Path(output_dir or self.args.output_dir)
             inserted.save(self.model, folder, base="", tensors=state_dict)
 

@@ -12,13 +12,19 @@ from typing import Any
 
 import psutil
 import pytest
+import transformers
 from safetensors.numpy import load_file
 
+from edgeadapt.data.encode import encode_dataset
 from edgeadapt.errors import InputError, RuntimeFailure
-from edgeadapt.training import processes
+from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.training import loop, processes
+from edgeadapt.training.checkpoints import WorkFolder
+from edgeadapt.training.methods import METHODS
 from edgeadapt.training.processes import train_in_processes
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.train import train
+from edgeadapt.training.world import World
 
 # Ten examples in batches of 4, so an epoch's last batch has 2, and its last step one batch.
 SETTINGS = TrainSettings(
@@ -118,6 +124,26 @@ def launched_as_alone(base: Path, data: Path, folder: Path, *options: str) -> No
 
 def test_accelerate_launch_trains_the_same(base: Path, data: Path, tmp_path: Path) -> None:
     launched_as_alone(base, data, tmp_path, "--cpu")
+
+
+def test_only_the_process_that_leads_writes_a_checkpoint(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    """Two that write the same file leave one that is neither's."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    encoded = encode_dataset(data, ModelTokenizer.from_folder(base), 64)
+    make = METHODS["lora"].peft_config
+    assert make is not None
+    for rank in (0, 1):
+        trainer = loop.make_trainer(
+            transformers.AutoModelForCausalLM.from_pretrained(base),
+            make(SETTINGS), tokenizer, encoded, SETTINGS, max_steps=1,
+            learning_rate=1e-3, work=WorkFolder(tmp_path / f"work-{rank}", {}),
+            world=World(rank=rank),
+        )  # fmt: skip
+        trainer.save_model(str(tmp_path / f"saved-{rank}"))
+    assert (tmp_path / "saved-0/adapter_model.safetensors").is_file()
+    assert not (tmp_path / "saved-1").exists()
 
 
 def test_a_failure_in_the_processes_is_told_as_in_one(
