@@ -46,10 +46,11 @@ def comparison_charts(document: Mapping[str, Any]) -> list[Chart]:
         for one in document["contenders"]
         if one["method"] != "none"
     ]
-    found.append(pareto(
-        "Gain against the bytes of an update", points, "MiB to ship for an update",
-        "the best are at the top left",
-    ))  # fmt: skip
+    if points:  # else every method failed
+        found.append(pareto(
+            "Gain against the bytes of an update", points, "MiB to ship for an update",
+            "the best are at the top left",
+        ))  # fmt: skip
     points = [
         (one["name"], one["forgetting"]["value"], one["ahead"]) for one in document["contenders"]
     ]

@@ -163,6 +163,18 @@ def test_a_method_that_fails_is_told_and_equal_ones_are_two(workplace: Path) -> 
     assert Path(twin["artifact"]["path"]).name == "twin-seed0-1-Q8_0.gguf"
 
 
+def test_where_every_method_fails_the_base_is_reported_alone(workplace: Path) -> None:
+    recipe = yaml.safe_load((workplace / "recipe.yaml").read_text())
+    recipe["methods"] = ["none", {"method": "lora", "train": {"learning_rate": 1e30}}]
+    path = workplace / "alone.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"name": "alone"}))
+    found = CliRunner().invoke(cli, ["compare", str(path), "--runs", str(workplace / "alone")])
+    assert isinstance(found.exception, SystemExit), found.exception
+    assert found.exit_code == 2 and "failed: lora" in found.stderr
+    assert "ship the base" in " ".join(found.stdout.split())
+    assert (workplace / "alone/alone/report.html").read_text().count("<svg") == 3
+
+
 def without_times(one: dict[str, Any]) -> dict[str, Any]:
     trained = one["trained"] and {
         key: value for key, value in one["trained"].items()

@@ -240,9 +240,11 @@ def test_a_trial_fails_with_the_sentence_that_it_has_without_ray(workplace: Path
     words = ["compare", str(recipe), "--runs", str(workplace / "runs")]
     found = [CliRunner().invoke(cli, words + more) for more in (["--ray", "local"], [])]
     for one in found:
-        assert one.exit_code == 2
-    sentences = [one.stderr.strip().splitlines()[-1] for one in found]
-    assert "training diverged" in sentences[0]
+        assert one.exit_code == 2, one.exception
+    sentences = [
+        [line for line in one.output.splitlines() if "(seed 0) failed: " in line] for one in found
+    ]
+    assert len(sentences[0]) == 1 and "training diverged" in sentences[0][0]
     assert sentences[0] == sentences[1]
     assert not ours()
 
