@@ -9,6 +9,7 @@ EdgeAdaptError              exit code 2: the input or the request cannot be serv
 ├── MissingExtraError       an optional library is not installed
 ├── MissingSetupError       something that `edgeadapt setup` makes is not there
 ├── RuntimeFailure          an engine (llama.cpp, ONNX Runtime, torch) failed on its side
+│   └── DivergedError       training's loss is not a number any more
 ├── HostFailure             another machine is not to be reached, vanished, or failed
 └── GateFailure             exit code 1: everything ran, and the result is not good enough
 
@@ -69,6 +70,10 @@ class RuntimeFailure(EdgeAdaptError):
     def __init__(self, message: str, outcome: str = "failed") -> None:
         super().__init__(message)
         self.outcome = outcome
+
+
+class DivergedError(RuntimeFailure):
+    """Training's loss is not a number any more."""
 
 
 class HostFailure(EdgeAdaptError):

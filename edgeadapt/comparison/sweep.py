@@ -43,7 +43,7 @@ def swept(
 
     Raises:
         InputError: there are too few training examples to put some aside.
-        RuntimeFailure: all combinations diverged.
+        DivergedError: all combinations did.
     """
     if not trial.wish.sweep:
         return {}, None

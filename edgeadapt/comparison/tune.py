@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.base_model import resolve_base
-from edgeadapt.errors import EdgeAdaptError, RuntimeFailure
+from edgeadapt.errors import DivergedError, EdgeAdaptError, RuntimeFailure
 from edgeadapt.extras import need
 from edgeadapt.leftovers import scratch
 from edgeadapt.training.settings import TrainSettings
@@ -91,7 +91,7 @@ def _train_one(config: dict[str, Any], *, payload: dict[str, Any], texts: dict[s
 
     def report(step: int, last: int, loss: float) -> bool:
         if not math.isfinite(loss):
-            raise RuntimeFailure("the validation loss is not a number any more")
+            raise DivergedError("the validation loss is not a number any more")
         losses.append([step, loss])
         # Unless it is the end, what Tune lets go on reports again.
         say(loss, round(_WHOLE * step / last), "done" if step == last else "stopped")
@@ -110,7 +110,7 @@ def _train_one(config: dict[str, Any], *, payload: dict[str, Any], texts: dict[s
                 base_spec=payload["base_spec"],
                 watch=Watch(folder / "validation.jsonl", report),
             )  # fmt: skip
-    except RuntimeFailure:
+    except DivergedError:
         say(math.inf, _WHOLE, "diverged")
     except EdgeAdaptError as error:
         failed = {"type": type(error).__name__, "message": str(error)}

@@ -16,7 +16,7 @@ from edgeadapt import __version__
 from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.load import data_hash
-from edgeadapt.errors import RuntimeFailure, UnsupportedError
+from edgeadapt.errors import DivergedError, UnsupportedError
 from edgeadapt.export import ModelToExport
 from edgeadapt.extras import need
 from edgeadapt.training.base_weights import choose_base_weights
@@ -100,7 +100,7 @@ class Run:
         after = self._score(trainer.model, "held-out loss, after")
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         if not all(math.isfinite(loss) for loss in losses):
-            raise RuntimeFailure(
+            raise DivergedError(
                 "training diverged: the loss is not a number any more; "
                 f"lower the learning rate (it was {self.learning_rate:g})"
             )

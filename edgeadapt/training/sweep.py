@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.console import log
-from edgeadapt.errors import RuntimeFailure
+from edgeadapt.errors import DivergedError
 from edgeadapt.files import read_json, write_json
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.worker import Progress
@@ -51,11 +51,11 @@ def best(tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The one with the least loss of those that came to the end.
 
     Raises:
-        RuntimeFailure: all diverged.
+        DivergedError: all diverged.
     """
     ended = [one for one in tried if one["ended"] == "done"]
     if not ended:
-        raise RuntimeFailure(
+        raise DivergedError(
             "training diverged with every combination of the sweep; lower its rates"
         )
     return min(ended, key=lambda one: float(one["losses"][-1][1]))
@@ -109,7 +109,7 @@ def run_sweep(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
                 work=work, watch=Watch(Path(payload["validation"]), report),
                 on_step=lambda: advance(1.0),
             )  # fmt: skip
-        except RuntimeFailure:
+        except DivergedError:
             one["ended"] = "diverged"
         one["ended"] = one["ended"] or "done"
         write_json(record, tried)

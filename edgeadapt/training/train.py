@@ -80,7 +80,7 @@ def train(
         InputError: the teacher reads text as other tokens, the data cannot be used, `out` exists,
             or `work` holds something else.
         UnsupportedError: the method cannot be applied to this model.
-        RuntimeFailure: training diverged.
+        DivergedError: the loss is not a number any more.
         MissingExtraError: a library for training is not installed.
         OSError: the disk is full.
     """

@@ -236,7 +236,8 @@ def ours() -> list[str]:
 @pytest.mark.e2e
 def test_a_trial_fails_with_the_sentence_that_it_has_without_ray(workplace: Path) -> None:
     diverging = {"method": "lora", "train": {"learning_rate": 1e30}}
-    recipe = write_recipe(workplace, name="bad", methods=["none", diverging], seeds=[0])
+    swept = {"method": "lora", "name": "swept", "sweep": {"learning_rate": [1e29, 1e30]}}
+    recipe = write_recipe(workplace, name="bad", methods=["none", diverging, swept], seeds=[0])
     words = ["compare", str(recipe), "--runs", str(workplace / "runs")]
     found = [CliRunner().invoke(cli, words + more) for more in (["--ray", "local"], [])]
     for one in found:
@@ -244,7 +245,8 @@ def test_a_trial_fails_with_the_sentence_that_it_has_without_ray(workplace: Path
     sentences = [
         [line for line in one.output.splitlines() if "(seed 0) failed: " in line] for one in found
     ]
-    assert len(sentences[0]) == 1 and "training diverged" in sentences[0][0]
+    assert "lora (seed 0) failed: training diverged: the loss" in sentences[0][0]
+    assert "swept (seed 0) failed: training diverged with every" in sentences[0][1]
     assert sentences[0] == sentences[1]
     assert not ours()
 

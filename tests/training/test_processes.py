@@ -16,7 +16,7 @@ import transformers
 from safetensors.numpy import load_file
 
 from edgeadapt.data.encode import encode_dataset
-from edgeadapt.errors import InputError, RuntimeFailure
+from edgeadapt.errors import DivergedError, InputError, RuntimeFailure
 from edgeadapt.tokenizer import ModelTokenizer
 from edgeadapt.training import loop, processes
 from edgeadapt.training.checkpoints import WorkFolder
@@ -150,7 +150,7 @@ def test_a_failure_in_the_processes_is_told_as_in_one(
     base: Path, data: Path, tmp_path: Path
 ) -> None:
     diverging = SETTINGS.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(RuntimeFailure, match="training diverged"):
+    with pytest.raises(DivergedError, match="training diverged"):
         train_in_processes(2, base, data, None, diverging, tmp_path / "out", base_spec="tiny")
     assert not (tmp_path / "out").exists()
 

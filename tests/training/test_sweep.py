@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeadapt.errors import RuntimeFailure
+from edgeadapt.errors import DivergedError, RuntimeFailure
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.sweep import best, goes_on, run_sweep, rungs
 
@@ -75,6 +75,17 @@ def test_the_worse_are_stopped_and_a_killed_sweep_ends_the_same(
         )
 
 
+def test_what_fails_otherwise_has_not_diverged(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeFailure("out of memory", "out_of_memory")
+
+    monkeypatch.setattr("edgeadapt.training.train.train", fail)
+    with pytest.raises(RuntimeFailure, match="out of memory"):
+        sweep(base, data, tmp_path / "sweep", lambda _: None)
+
+
 def test_with_nothing_that_ended_there_is_no_best() -> None:
-    with pytest.raises(RuntimeFailure, match="every combination"):
+    with pytest.raises(DivergedError, match="every combination"):
         best([{"values": {}, "losses": [], "ended": "diverged"}])

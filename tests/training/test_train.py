@@ -19,7 +19,7 @@ from edgeadapt.base_model import base_hash
 from edgeadapt.cli import cli
 from edgeadapt.data.encode import encode_dataset
 from edgeadapt.data.load import data_hash
-from edgeadapt.errors import InputError, RuntimeFailure, UnsupportedError
+from edgeadapt.errors import DivergedError, InputError, UnsupportedError
 from edgeadapt.export import open_model
 from edgeadapt.files import sha256_tree
 from edgeadapt.safetensors_io import SafetensorsFile
@@ -240,7 +240,7 @@ def test_targets_that_do_not_exist(base, data, tmp_path):
 
 def test_divergence_is_an_error(base, data, tmp_path):
     settings = TrainSettings(method="full", learning_rate=1e30, max_steps=3)
-    with pytest.raises(RuntimeFailure, match="training diverged"):
+    with pytest.raises(DivergedError, match="training diverged"):
         train(base, data, None, settings, tmp_path / "out", base_spec="tiny")
     assert not (tmp_path / "out").exists()
 

@@ -15,10 +15,10 @@ from edgeadapt.comparison.cluster.node import PATIENCE_S, TOKEN, Driver, do_tria
 from edgeadapt.comparison.ground import Ground
 from edgeadapt.comparison.recipe import Trial
 from edgeadapt.comparison.sweep import swept
-from edgeadapt.comparison.trial import data_of
+from edgeadapt.comparison.trial import data_of, failed
 from edgeadapt.comparison.tune import tune_on_ray
 from edgeadapt.console import log
-from edgeadapt.errors import RuntimeFailure
+from edgeadapt.errors import DivergedError, RuntimeFailure, UnsupportedError
 from edgeadapt.jobs import available_threads
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.training.methods import METHODS
@@ -43,7 +43,7 @@ def do_on(
 
     Raises:
         RuntimeFailure: no machine fits a trial, or one was lost more often than the recipe allows.
-        EdgeAdaptError: what a trial raised.
+        EdgeAdaptError: what a trial raised that is not its method's fault.
     """
     wanted = ground.recipe.cluster
     threads = ground.recipe.bench.threads or available_threads()
@@ -60,7 +60,11 @@ def do_on(
         for trial in sorted(trials, key=lambda one: bool(one.wish.sweep)):
             memory = needs[trial.slug][1]
             if trial.wish.sweep:
-                trial, sweeps[trial.slug] = _settled(ray, ground, trial, cpus, memory)
+                try:
+                    trial, sweeps[trial.slug] = _settled(ray, ground, trial, cpus, memory)
+                except (DivergedError, UnsupportedError) as error:
+                    yield trial.slug, failed(trial, error)
+                    continue
             options = {"num_cpus": cpus, "num_gpus": wanted.gpus, "memory": memory}
             ref = task.options(name=str(trial), max_retries=wanted.retries, **options).remote(
                 shared, trial, driver
