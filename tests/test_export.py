@@ -145,7 +145,7 @@ def test_a_model_that_edgeadapt_made_says_from_what(
     assert open_artifact(tmp_path / "full").format == "hf"
 
 
-def test_what_was_trained_under_a_system_prompt_says_so(
+def test_what_was_trained_under_a_system_prompt_says_so_and_is_asked_under_it(
     tiny_model: Path, adapter: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("llama_cpp")
@@ -158,8 +158,27 @@ def test_what_was_trained_under_a_system_prompt_says_so(
     arguments += ["--quant", "Q8_0", "--no-parity", "--out", out]
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.stderr
-    words = shlex.split(done.stdout.splitlines()[-1].removeprefix("try it: "))
-    assert words == ["edgeadapt", "chat", str(out), "--system", "Be 'brief'."]
+    words = shlex.split(done.stdout.splitlines()[-1].removeprefix("try it: edgeadapt "))
+    assert words == ["chat", str(out)]
+
+    def told(*options: str | Path) -> bool:
+        asked = [*options, "--prompt", "The fox?", "--max-tokens", "2", "--json"]
+        done = CliRunner().invoke(cli, ["chat", *map(str, asked)])
+        assert done.exit_code == 0, done.stderr
+        return "(--system sets another): Be 'brief'." in done.stderr
+
+    assert told(out)
+    assert not told(out, "--system", "") and not told(out, "--system", "Be verbose.")
+    lora, base = tmp_path / "lora.gguf", tmp_path / "base.gguf"
+    for options in (["--out", lora, "--adapter-mode", "separate"], ["--out", base]):
+        words = [*arguments[:-2], *options]
+        if base in options:
+            words.remove("--adapter")
+            words.remove(taught)
+        done = CliRunner().invoke(cli, [str(word) for word in words])
+        assert done.exit_code == 0, done.stderr
+    assert told(base, "--adapter", lora) and not told(base)
+    assert told(tiny_model, "--adapter", taught) and not told(tiny_model)
     assert open_artifact(out).system == "Be 'brief'."
     assert Artifact(out, "gguf", "Q8_0").system is None
     both = [{"training": {"system": text}} for text in "ab"]

@@ -29,7 +29,10 @@ _HINT = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset starts afresh."
     "--adapter", type=click.Path(path_type=Path),
     help="With this adapter active: a .gguf or .onnx_adapter file, or for torch a PEFT folder.",
 )  # fmt: skip
-@click.option("--system", metavar="TEXT", help="A system message to begin with.")
+@click.option(
+    "--system", metavar="TEXT",
+    help="A system message to begin with. Default: the one of its training; '' for none.",
+)  # fmt: skip
 @click.option(
     "--warm", type=click.Path(path_type=Path), metavar="FILE",
     help="Start after this .warm.json of `export --warm-prompt` or `edgeadapt warm`.",
@@ -87,6 +90,10 @@ def command(
             "--warm begins with the messages that it was made of; leave --system out, or make "
             "another one with edgeadapt warm"
         )
+    if system is None and warm is None:
+        system = _trained_under(artifact, adapter)
+        if system:
+            log.info("Under the system message of its training (--system sets another): %s", system)
     session = open_here(
         artifact,
         adapter=adapter,
@@ -118,6 +125,21 @@ def command(
             emit_json({"artifact": str(artifact), "turns": talk.turns})
     finally:
         session.close()
+
+
+def _trained_under(artifact: Path, adapter: Path | None) -> str | None:
+    """The system message that what answers was trained under, if it tells of one."""
+    from edgeadapt.adapters.spec import trained_system
+    from edgeadapt.artifact import open_artifact
+
+    if adapter is not None and adapter.is_dir():
+        return trained_system(adapter)
+    if adapter is not None and adapter.suffix == ".gguf":
+        return open_artifact(adapter).system
+    found = open_artifact(artifact)
+    if adapter is None and found.lineage.get("mode") == "separate":
+        return None  # its lineage tells of adapters that are not active
+    return found.system or (trained_system(artifact) if artifact.is_dir() else None)
 
 
 def _questions(prompt: str | None) -> Iterator[str]:

@@ -110,6 +110,4 @@ def report(
         words = ["edgeadapt", "chat", str(artifact.path)]
         if warm is not None:
             words += ["--warm", str(warm.path)]
-        elif artifact.system is not None:
-            words += ["--system", artifact.system]
         emit(f"try it: {shlex.join(words)}")
