@@ -26,6 +26,7 @@ _EXTRA_OF = {
     "bitsandbytes": "train",
     "accelerate": "train",
     "datasets": "train",
+    "scipy": "train",
     "pyarrow": "train",
     "bm25s": "retrieval",
     "sentence_transformers": "embeddings",

@@ -11,6 +11,10 @@ import numpy as np
 from edgeadapt.comparison.statistics import Float64Array, Interval, interval
 from edgeadapt.planner.model import ModelFacts
 
+Groups = Mapping[str, Sequence[int]]
+"""Of the questions of `domain`, `general` and `task`, the number of the group that each is of;
+nothing where each is its own."""
+
 Outcome = str
 """Of a comparison with the plain base: `better`, `worse` or `undecided`."""
 
@@ -29,6 +33,7 @@ class Contender:
     """One for each seed."""
     entries: tuple[Mapping[str, Any], ...]
     """Of these trials, in the same order."""
+    groups: Groups
 
     def nll(self, what: str) -> Float64Array:
         """-log probability of each answer of `domain` or `general`, shape (seeds, questions)."""
@@ -124,19 +129,21 @@ def _beside(entry: Mapping[str, Any]) -> int:
     return int(entry["beside"]["bytes"]) if entry["beside"] else 0
 
 
-def contenders(trials: Sequence[Mapping[str, Any]]) -> list[Contender]:
+def contenders(
+    trials: Sequence[Mapping[str, Any]], groups: Groups | None = None
+) -> list[Contender]:
     """Trials of several seeds as one contender each, in the recipe's order."""
-    groups: dict[tuple[str, str, float, str], list[tuple[Mapping[str, Any], Any]]] = {}
+    gathered: dict[tuple[str, str, float, str], list[tuple[Mapping[str, Any], Any]]] = {}
     ships: dict[str, set[str]] = {}
     for trial in trials:
         label, fraction = trial["label"], trial["fraction"]
         for entry in trial["entries"]:
             ships.setdefault(label, set()).add(entry["ship"])
             key = label, entry["ship"], fraction, entry["quantization"]
-            groups.setdefault(key, []).append((trial, entry))
-    several = len({quantization for *_, quantization in groups}) > 1
+            gathered.setdefault(key, []).append((trial, entry))
+    several = len({quantization for *_, quantization in gathered}) > 1
     found = []
-    for (label, ship, fraction, quantization), members in groups.items():
+    for (label, ship, fraction, quantization), members in gathered.items():
         name = label if len(ships[label]) == 1 else f"{label}, {ship}"
         if fraction != 1:
             name += f", {100 * fraction:g}% of data"
@@ -151,6 +158,7 @@ def contenders(trials: Sequence[Mapping[str, Any]]) -> list[Contender]:
                 quantization,
                 tuple(trial for trial, _ in members),
                 tuple(entry for _, entry in members),
+                groups or {},
             )
         )
     return found
@@ -179,7 +187,10 @@ def lead(one: Contender, other: Contender, judged_by: str, *, among: int = 1) ->
         return _likelier(one, other, "domain", among)
     mine, theirs = one.task, other.task
     assert mine is not None and theirs is not None
-    return interval(_difference(mine, theirs), np.ones(mine.shape[1]), among=among)
+    return interval(
+        _difference(mine, theirs), np.ones(mine.shape[1]), groups=one.groups.get("task"),
+        among=among,
+    )  # fmt: skip
 
 
 def forgetting(one: Contender, plain: Contender) -> Interval:
@@ -188,7 +199,10 @@ def forgetting(one: Contender, plain: Contender) -> Interval:
 
 
 def _likelier(one: Contender, other: Contender, what: str, among: int = 1) -> Interval:
-    return interval(_difference(other.nll(what), one.nll(what)), one.tokens(what), among=among)
+    return interval(
+        _difference(other.nll(what), one.nll(what)), one.tokens(what),
+        groups=one.groups.get(what), among=among,
+    )  # fmt: skip
 
 
 def _difference(one: Float64Array, other: Float64Array) -> Float64Array:
@@ -241,7 +255,7 @@ def record(
         if task is None
         else {
             "metric": one.entries[0]["task"]["metric"],
-            "score": interval(task, np.ones(task.shape[1])).record(),
+            "score": interval(task, np.ones(task.shape[1]), groups=one.groups.get("task")).record(),
             "gain": lead(one, plain, "task").record(),
         },
         "forgetting": forgetting(one, plain).record(),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeadapt.comparison.figures import Groups
 from edgeadapt.comparison.recipe import ComparisonRecipe
 from edgeadapt.console import log
 from edgeadapt.data.encode import Encoded, encode_dataset, encode_example
@@ -15,7 +16,7 @@ from edgeadapt.data.examples import Example, as_record
 from edgeadapt.data.load import data_hash, load_examples
 from edgeadapt.data.source import resolve_data
 from edgeadapt.errors import InputError
-from edgeadapt.fidelity.task import Task
+from edgeadapt.fidelity.task import Task, asked_examples
 from edgeadapt.files import atomic_file, sha256_json
 from edgeadapt.pipeline.inputs import Inputs, find_inputs, find_task
 from edgeadapt.pipeline.watched import Watched
@@ -57,6 +58,13 @@ class Ground:
     def tokenizer(self) -> ModelTokenizer:
         """The base's."""
         return ModelTokenizer.from_folder(self.base)
+
+    def groups(self) -> Groups:
+        """Which questions the data say to have something in common."""
+        asked = {"domain": load_examples(self.held_out), "general": load_examples(self.general)}
+        if self.task is not None:
+            asked["task"] = asked_examples(self.task)
+        return {what: numbers for what, examples in asked.items() if (numbers := grouped(examples))}
 
     def encoded(self, data: Path) -> list[Encoded]:
         """Questions as tokens, none cut."""
@@ -125,6 +133,24 @@ def _questions(
     folder.mkdir(parents=True, exist_ok=True)
     write_examples(chosen, out)
     return out
+
+
+def grouped(examples: Sequence[Example]) -> list[int]:
+    """Number of the group that each example is of; nothing if each is its own, or all are of one.
+
+    An example whose group is not named is a group of its own.
+    """
+    numbers: dict[object, int] = {}
+    found = [
+        numbers.setdefault(index if example.group is None else example.group, len(numbers))
+        for index, example in enumerate(examples)
+    ]
+    if len(numbers) == 1 < len(examples):
+        log.warning(
+            "all %d questions are of the group %s; their intervals take them for independent",
+            len(examples), examples[0].group,
+        )  # fmt: skip
+    return found if 1 < len(numbers) < len(examples) else []
 
 
 def _judged(example: Example) -> Example:

@@ -79,7 +79,8 @@ def _document(
     ground: Ground, results: list[dict[str, Any]], profiles: Sequence[DeviceProfile]
 ) -> dict[str, Any]:
     recipe = ground.recipe
-    found = contenders(results)
+    groups = ground.groups()
+    found = contenders(results, groups)
     plain = common_base(found)
     parameters = plain.model.parameters
     return {
@@ -97,6 +98,7 @@ def _document(
             what: {
                 "examples": len(plain.tokens(what)),
                 "answer_tokens": int(plain.tokens(what).sum()),
+                "groups": max(groups[what]) + 1 if what in groups else None,
             }
             for what in ("domain", "general")
         },

@@ -35,6 +35,9 @@ class Example:
     score: Answers = "all"
     """Which answers of `messages` are scored. Only the last one where those before it are part of
     the prompt: examples that were put there to be followed."""
+    group: str | None = None
+    """What it shares with other examples: a document, an author, a module. Those of one group are
+    no independent observations."""
 
     def question(self) -> tuple[Message, ...]:
         """The conversation up to its last answer.
@@ -76,7 +79,8 @@ def parse_example(record: object, where: str) -> Example:
 
     Beside `messages`, `score: "last"` says that only the last answer is scored, and then `choices`
     may list texts of which that answer is one. Any other `score` is a column of another meaning,
-    such as a rating.
+    such as a rating. `group` beside any of them, a text or a number, names what the example shares
+    with others.
 
     Args:
         record: the row, field name -> value.
@@ -87,6 +91,12 @@ def parse_example(record: object, where: str) -> Example:
     """
     if not isinstance(record, Mapping):
         raise InputError(f"{where}: found {_kind(record)}, expected an object; {_EXPECTED}")
+    group = record.get("group")
+    named = isinstance(group, (str, int)) and group != ""
+    return replace(_any_form(record, where), group=str(group) if named else None)
+
+
+def _any_form(record: Mapping[str, object], where: str) -> Example:
     present = {key for key, value in record.items() if value is not None}
     if "messages" in present:
         messages = _messages(record["messages"], "messages", where)
@@ -113,6 +123,10 @@ def parse_example(record: object, where: str) -> Example:
 
 def as_record(example: Example) -> dict[str, object]:
     """The row that `parse_example` reads as this example."""
+    return _form(example) | ({} if example.group is None else {"group": example.group})
+
+
+def _form(example: Example) -> dict[str, object]:
     if example.text is not None:
         return {"text": example.text}
     if example.messages is not None:

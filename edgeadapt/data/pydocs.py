@@ -51,7 +51,7 @@ def build_pydocs(out: Path) -> tuple[Path, Path]:
     Raises:
         InputError: `out` exists, or cannot be made.
     """
-    pairs: dict[str, list[tuple[str, str]]] = {TRAIN: [], HELD_OUT: []}
+    rows: dict[str, list[dict[str, object]]] = {TRAIN: [], HELD_OUT: []}
     seen: set[str] = set()
     for kind, name, docstring in sorted(_entries()):
         answer = _summary(docstring)
@@ -60,11 +60,12 @@ def build_pydocs(out: Path) -> tuple[Path, Path]:
         seen.add(answer)
         question = f"What {'is' if kind == 'class' else 'does'} `{name}`"
         question += " in Python?" if kind == "class" else " do in Python?"
-        file = HELD_OUT if is_held_out(name.split(".")[0]) else TRAIN
-        pairs[file].append((question.replace("`builtins.", "`"), answer))
+        module = name.split(".")[0]
+        row = _conversation(question.replace("`builtins.", "`"), answer) | {"group": module}
+        rows[HELD_OUT if is_held_out(module) else TRAIN].append(row)
     with atomic_folder(out) as folder:
-        for file, entries in pairs.items():
-            lines = (json.dumps(_conversation(*entry), ensure_ascii=False) for entry in entries)
+        for file, entries in rows.items():
+            lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
             (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return out / TRAIN, out / HELD_OUT
 
@@ -74,7 +75,7 @@ def is_held_out(module: str) -> bool:
     return int(hashlib.sha256(module.encode()).hexdigest()[:8], 16) % 100 < _HELD_OUT_PERCENT
 
 
-def _conversation(question: str, answer: str) -> dict[str, list[dict[str, str]]]:
+def _conversation(question: str, answer: str) -> dict[str, object]:
     return {
         "messages": [
             {"role": "user", "content": question},

@@ -78,7 +78,7 @@ def check_task(task: Task) -> None:
         InputError: there is no such metric, or the data has no such examples.
     """
     _METRICS.load(task.metric)
-    _examples(task)
+    asked_examples(task)
 
 
 def measure_task(
@@ -98,7 +98,7 @@ def measure_task(
         RuntimeFailure: the engine failed.
     """
     metric = _METRICS.load(task.metric)
-    examples = _examples(task)
+    examples = asked_examples(task)
     if task.system is not None:
         examples = [with_system(example, task.system, tokenizer) for example in examples]
     if task.metric == MULTIPLE_CHOICE:
@@ -135,7 +135,12 @@ def _value(metric: Any, name: str, answer: str, expected: str) -> float:
     return value
 
 
-def _examples(task: Task) -> list[Example]:
+def asked_examples(task: Task) -> list[Example]:
+    """Those of the task's data that are asked, spread evenly over all that can be.
+
+    Raises:
+        InputError: the data cannot be used, or has no such examples.
+    """
     usable = [
         example
         for example in load_examples(task.data)

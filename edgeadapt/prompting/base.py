@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -143,4 +143,4 @@ def _prompted(prompting: Prompting, example: Example) -> Example:
     if example.messages is not None:  # whatever else the template reads of it
         answer = example.messages[len(example.question())]
     messages = (*prompting.messages(example), answer)
-    return Example(messages=messages, choices=example.choices, score="last")
+    return replace(example, messages=messages, prompt=None, completion=None, score="last")

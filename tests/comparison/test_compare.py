@@ -36,7 +36,8 @@ NAMES = ["none", "few-shot", "rag", "prefix", "adapter", "lora, merged", "lora, 
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     save_llama(folder / "base", hidden=64, layers=2)
-    write_questions(folder, train=48, held=6, general=6)
+    write_questions(folder, train=48, general=6)
+    write_questions(folder, held=6, groups_of=2)
     recipe = {
         "name": "tiny",
         "base": str(folder / "base"),
@@ -76,6 +77,16 @@ def test_every_contender_is_measured_on_the_same_answers(document: dict[str, Any
     ]
     assert len(tokens) == len(NAMES) and all(found == tokens[0] for found in tokens)
     assert document["questions"]["domain"]["answer_tokens"] == sum(tokens[0])
+
+
+def test_questions_of_a_group_are_taken_together(document: dict[str, Any], workplace: Path) -> None:
+    asked = document["questions"]
+    assert (asked["domain"]["groups"], asked["general"]["groups"]) == (3, None)
+    entry = document["trials"][0]["entries"][0]["domain"]
+    assert (len(entry["nll"]), asked["domain"]["examples"]) == (6, 6)
+    report = (workplace / "runs/tiny/report.md").read_text()
+    assert "are drawn together: 3 groups (held-out)" in report
+    assert "3 groups of held-out questions are too few" in report
 
 
 def test_costs_are_measured_and_told_apart(document: dict[str, Any]) -> None:
@@ -157,7 +168,10 @@ def test_a_method_that_fails_is_told_and_equal_ones_are_two(workplace: Path) -> 
     (failed,) = document["failed"]
     assert (failed["label"], failed["seed"]) == ("wild", 0) and "diverged" in failed["failed"]
     report = (workplace / "failing/failing/report.md").read_text()
-    assert "wild (seed 0) failed: " in report and "6 held-out questions are too few" in report
+    assert (
+        "wild (seed 0) failed: " in report
+        and "3 groups of held-out questions are too few" in report
+    )
     lora, twin = (t["entries"][0] for t in document["trials"][1:3])
     assert lora["domain"] == twin["domain"]
     assert Path(twin["artifact"]["path"]).name == "twin-seed0-1-Q8_0.gguf"

@@ -45,6 +45,35 @@ def test_few_seeds_hold_the_truth_as_often_too(seeds: int) -> None:
     assert held / 200 >= LEVEL - 0.06
 
 
+def test_questions_of_a_group_hold_the_truth_as_often_too() -> None:
+    """Those of a group differ together by as much as each alone; as if independent, 71% hold it."""
+    random = np.random.default_rng(5)
+    held = 0
+    for _ in range(200):
+        groups = np.sort(np.append(random.integers(0, 17, 47), np.arange(17)))
+        values = 0.3 + random.normal(0, 1, 17)[groups] + random.normal(0, 1, 64)
+        found = interval(values[None], np.ones(64), groups=groups.tolist())
+        held += found.low <= 0.3 <= found.high
+    assert held / 200 >= LEVEL - 0.06
+
+
+def test_a_group_counts_as_one_question_of_all_its_tokens() -> None:
+    values, tokens = np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([1.0, 2.0, 3.0, 4.0])
+    together = interval(values, tokens, groups=[0, 0, 1, 2])
+    assert together == interval(np.array([[3.0, 3.0, 4.0]]), np.array([3.0, 3.0, 4.0]))
+    assert interval(values, tokens, groups=[0, 1, 2, 3]) == interval(values, tokens)
+
+
+@pytest.mark.parametrize("count", [6, 10])
+def test_few_questions_hold_the_truth_as_often_too(count: int) -> None:
+    random = np.random.default_rng(6)
+    held = 0
+    for _ in range(200):
+        found = interval(random.normal(0.3, 1.0, (1, count)), np.ones(count))
+        held += found.low <= 0.3 <= found.high
+    assert held / 200 >= LEVEL - 0.06
+
+
 def test_intervals_among_many_are_wider() -> None:
     values = np.random.default_rng(0).normal(size=(1, 40))
     one, ten = (interval(values, np.ones(40), among=among) for among in (1, 10))

@@ -103,7 +103,7 @@ def document() -> dict[str, Any]:
         "base": {"name": "default", "parameters": 134_515_008},
         "machine": {"cpu": "a CPU"},
         "questions": {
-            what: {"examples": QUESTIONS, "answer_tokens": QUESTIONS * TOKENS}
+            what: {"examples": QUESTIONS, "answer_tokens": QUESTIONS * TOKENS, "groups": None}
             for what in ("domain", "general")
         },
         "level": 0.95,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +36,20 @@ examples = st.one_of(
 )  # fmt: skip
 
 
-@given(examples)
-def test_a_row_is_read_as_the_example_that_it_was_written_from(example: Example) -> None:
+@given(examples, st.none() | texts)
+def test_a_row_is_read_as_the_example_that_it_was_written_from(
+    example: Example, group: str | None
+) -> None:
+    example = replace(example, group=group)
     assert parse_example(as_record(example), "here") == example
+
+
+def test_a_group_is_a_text_or_a_number() -> None:
+    found = [
+        parse_example({"text": "a", "group": group}, "here").group
+        for group in ("os", 7, "", None, 0.5, ["os"])
+    ]
+    assert found == ["os", "7", None, None, None, None]
 
 
 def test_general_questions_come_along_and_every_one_has_an_answer() -> None:
