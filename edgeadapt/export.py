@@ -11,19 +11,16 @@ from edgeadapt import __version__
 from edgeadapt.adapters import (
     AdapterGiven,
     AdapterSpec,
-    low_rank_updates,
     parse_adapters,
     read_spec,
     stacked_source,
 )
 from edgeadapt.adapters.held import HeldSource, held_base
-from edgeadapt.adapters.prompts import trained_prefix
 from edgeadapt.adapters.spec import CONFIG, WEIGHTS, system_in
-from edgeadapt.adapters.vocabulary import brings_texts, folder_with_texts
+from edgeadapt.adapters.vocabulary import folder_with_texts
 from edgeadapt.artifact import MANIFEST, Artifact
 from edgeadapt.base_model import DEFAULT, base_hash, file_sha256, resolve_base
 from edgeadapt.console import log
-from edgeadapt.converters.adapter_files import AdapterRequest, get_adapter_writer
 from edgeadapt.converters.base import ConversionRequest, ExportPlan
 from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.onnx.options import OnnxOptions
@@ -31,7 +28,6 @@ from edgeadapt.converters.registry import get_converter
 from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import AdapterError, InputError
 from edgeadapt.files import publish, read_json, staged
-from edgeadapt.prefix import write_prefix
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.weights import WeightSource, is_tied
 
@@ -114,94 +110,6 @@ def _as_trained(source: WeightSource, specs: list[AdapterSpec], stated: str | No
             "quantized base to merge onto; give --merge-onto original"
         )
     return HeldSource(source, held)
-
-
-def export_adapter(
-    base: str,
-    adapter: Sequence[str | Path],
-    format: str,
-    quantization: str | None,
-    out: Path,
-    *,
-    revision: str | None = None,
-    any_base: bool = False,
-) -> Artifact:
-    """Write an adapter as a file of its own at `out`, to be loaded beside the base's artifact.
-
-    Args:
-        base: what the adapter belongs to, as `open_model` takes it.
-        adapter: one PEFT adapter folder.
-        format: one that has adapters, `gguf` or `onnx`.
-        quantization: how to store it; F32 if not given.
-        out: the file to make.
-        revision: of a hub id.
-        any_base: as `open_model`.
-
-    Raises:
-        InputError: something is missing, or `out` exists.
-        UnsupportedError: the format cannot express this adapter; the message says why.
-    """
-    choices = parse_adapters(adapter)
-    if len(choices) != 1 or choices[0].weight is not None:
-        raise InputError(
-            "--adapter-mode separate writes one adapter, without a weight: export each by itself; "
-            "llama.cpp loads several, and scales each as it is told"
-        )
-    write = get_adapter_writer(format)
-    model, path = open_model(base, revision=revision), choices[0].path
-    spec = checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
-    if brings_texts(model.folder, path):
-        log.warning(
-            "the adapter %s was saved with another tokenizer or chat template than the base's, "
-            "which no adapter file holds: the artifact beside it must ship them", path.name,
-        )  # fmt: skip
-    stored = quantization or "F32"
-    lineage = model.lineage | {
-        "adapter": adapter_lineage(spec),
-        "format": format,
-        "mode": "separate",
-    }
-    request = AdapterRequest(
-        model.source,
-        low_rank_updates(model.source, path),
-        stored,
-        f"{model.name}-{path.resolve().name}",
-        lineage | {"quantization": stored},
-    )
-    return write(request, out)
-
-
-def export_prefix(
-    base: str,
-    adapter: Sequence[str | Path],
-    out: Path,
-    *,
-    revision: str | None = None,
-    any_base: bool = False,
-) -> Artifact:
-    """Write a trained prefix or soft prompt as the KV cache that a model starts from.
-
-    Args:
-        base: what it belongs to, as `open_model` takes it.
-        adapter: one PEFT adapter folder.
-        out: the .safetensors file to make.
-        revision: of a hub id.
-        any_base: as `open_model`.
-
-    Raises:
-        InputError: something is missing, or `out` exists or is called otherwise.
-        AdapterError: it belongs to another base.
-        UnsupportedError: it is of a kind that leaves no KV cache.
-    """
-    choices = parse_adapters(adapter)
-    if len(choices) != 1 or choices[0].weight is not None:
-        raise InputError("a prefix is the KV cache of one adapter, without a weight: give one")
-    model = open_model(base, revision=revision)
-    spec = checked_spec(choices[0].path, base, model.lineage["base"]["sha256"], any_base)
-    prefix = trained_prefix(spec, model.source, model.lineage["base"]["sha256"])
-    write_prefix(prefix, out)
-    lineage = model.lineage | {"adapter": adapter_lineage(spec), "mode": "separate"}
-    return Artifact(out, "prefix", "F32", lineage | {"tokens": prefix.tokens})
 
 
 def export(

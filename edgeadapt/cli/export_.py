@@ -245,8 +245,8 @@ def _separate(
 ) -> None:
     """An adapter as a file of its own, or an ONNX graph and its adapters."""
     from edgeadapt.converters.onnx.options import OnnxOptions
-    from edgeadapt.export import export, export_adapter, export_prefix
-    from edgeadapt.export_separate import open_with_adapters
+    from edgeadapt.export import export
+    from edgeadapt.export_separate import export_adapter, export_prefix, open_with_adapters
     from edgeadapt.fidelity.parity import ParityGate
     from edgeadapt.lora_slots import FOLDER, SUFFIX
     from edgeadapt.prefix import is_prefix

@@ -19,7 +19,7 @@ from edgeadapt.comparison.sweep import swept
 from edgeadapt.console import log
 from edgeadapt.data.load import data_hash
 from edgeadapt.errors import EdgeAdaptError, RuntimeFailure, UnsupportedError
-from edgeadapt.export import export_adapter, export_prefix
+from edgeadapt.export_separate import export_adapter, export_prefix
 from edgeadapt.fidelity.models import ReferenceModel, State, reference_models
 from edgeadapt.files import write_json
 from edgeadapt.pipeline.inputs import Adapted, adapted

@@ -15,7 +15,8 @@ from edgeadapt.adapters import AdapterChoice
 from edgeadapt.artifact import Artifact
 from edgeadapt.cli import cli
 from edgeadapt.data.encode import Encoded
-from edgeadapt.export import export, export_adapter, open_model
+from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_adapter
 from edgeadapt.fidelity.bits import TOLERATED
 from edgeadapt.fidelity.evaluate import evaluate, prepare
 from edgeadapt.fidelity.gates import Gates, judge, verdict_record

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 
 from edgeadapt.cli import cli
-from edgeadapt.export import export, export_adapter, open_model
+from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_adapter
 from tests.adapters.test_merged import ALL, edit_config, save_adapter
 from tests.onnx_folders import exported
 from tests.test_imports import HEAVY

@@ -21,8 +21,8 @@ from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.bench.run import runtimes_of
 from edgeadapt.cli import cli
 from edgeadapt.errors import AdapterError, InputError, UnsupportedError
-from edgeadapt.export import export, export_prefix, open_model
-from edgeadapt.export_separate import export_with_adapters
+from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_prefix, export_with_adapters
 from edgeadapt.fidelity.metrics import kl_divergence, log_softmax
 from edgeadapt.jobs import artifact_payload, open_session
 from edgeadapt.pipeline import evaluation

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from edgeadapt.console import log
 from edgeadapt.errors import CorruptFileError, InputError, UnsupportedError
-from edgeadapt.export import export, export_adapter, export_prefix, open_model
+from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_adapter, export_prefix
 from edgeadapt.jobs import artifact_payload, open_here, open_session
 from edgeadapt.runtimes.base import Session
 from edgeadapt.warm.make import Warmed, make_warm

@@ -13,7 +13,8 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 
 from edgeadapt.artifact import open_artifact
 from edgeadapt.errors import EdgeAdaptError, InputError, UnsupportedError
-from edgeadapt.export import export, export_adapter, open_model
+from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_adapter
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from edgeadapt.weights import Float32Array
 from tests.adapters.test_merged import ALL, live_model, save_adapter

@@ -17,8 +17,8 @@ from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.cli import cli
 from edgeadapt.console import log
 from edgeadapt.errors import AdapterError, CorruptFileError, EdgeAdaptError, InputError
-from edgeadapt.export import export, export_adapter, open_model
-from edgeadapt.export_separate import export_with_adapters
+from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_adapter, export_with_adapters
 from edgeadapt.inspect.onnx import describe_onnx
 from edgeadapt.lora_slots import FILE, LoraSlots
 from edgeadapt.runtimes import SessionSettings, get_runtime
