@@ -258,7 +258,9 @@ def _break_even(document: Document, device: Document) -> Table:
 
 
 def _crossing(found: Sequence[Mapping[str, Any]]) -> str:
-    """`at once`, `never`, `after 3 to 7`; several of them where the ends of an interval differ."""
+    """`at once`, `never`, `after 3 to 7`, `until the first`; several of them where the ends of an
+    interval differ.
+    """
     told = []
     for when in dict.fromkeys(one["when"] for one in found):
         uses = [one["uses"] for one in found if one["when"] == when]
@@ -266,6 +268,9 @@ def _crossing(found: Sequence[Mapping[str, Any]]) -> str:
             told.append(when)
             continue
         low, high = f"{min(uses):.0f}", f"{max(uses):.0f}"
+        if high == "0":
+            told.append("from the first" if when == "after" else "until the first")
+            continue
         told.append(f"{when} {low}" if low == high else f"{when} {low} to {high}")
     return " or ".join(told)
 
