@@ -51,6 +51,10 @@ def _lines(manifest: Manifest, samples: Sequence[tuple[str, str]]) -> Iterator[s
             f"| `{variant.path}` | {variant.format} | {variant.quantization} | "
             f"{variant.bytes / _MIB:.1f} | {', '.join(variant.devices) or '-'} |"
         )
+    systems = dict.fromkeys(variant.system for variant in manifest.variants if variant.system)
+    for system in systems:
+        yield "\nTrained under this system message, which conversations should begin with:\n"
+        yield "\n".join(f"> {line}" for line in system.splitlines())
     yield "\n`loading/` has code to paste for each, `tokenizer/` the tokenizer and chat template."
     yield f"`{MANIFEST}` names every file with its hash. To check what you received:\n"
     yield "```console\nedgeadapt verify . --run"

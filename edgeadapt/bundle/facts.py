@@ -50,6 +50,7 @@ def made_variant(run: Run, chosen: Chosen) -> Made:
             _measured(m) for m in run.measurements if m.artifact.sha256 == record.sha256
         ),
         context=context,
+        system=artifact.system,
     )
     return Made(variant, artifact)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -11,6 +13,9 @@ from edgeadapt.bundle.manifest import Variant
 
 FOLDER = "loading"
 _TEMPLATE = ".txt"
+_SYSTEM_MARKS = (
+    "@SHELL_SYSTEM@", "@KOTLIN_SYSTEM@", "@KOTLIN_NOTE@", "@SWIFT_NOTE@", "@SWIFT_METHOD_NOTE@",
+)  # fmt: skip
 _MOST_CONTEXT = 2048
 """Tokens of KV cache in the examples; less where the model was made for less."""
 
@@ -25,30 +30,56 @@ def loading_files(variant: Variant, prompt: str, stops: Sequence[str]) -> Iterat
     """
     path = PurePosixPath(variant.path)
     context = min(variant.context or _MOST_CONTEXT, _MOST_CONTEXT)
-    values = {
+    values = _system_values(variant.system) | {
         "@MODEL@": variant.path,
         "@FILE@": path.name,
         "@STEM@": path.stem,
         "@CONTEXT@": str(context),
-        "@PROMPT@": json.dumps(prompt, ensure_ascii=False),
+        "@MESSAGES@": _python_messages(variant.system, prompt),
     }
+    marks = re.compile("|".join(values))  # at once: a text may hold what looks like another mark
     folder = f"{FOLDER}/{variant.name}"
     templates = files("edgeadapt.bundle") / "loading" / variant.format
     for entry in sorted(templates.iterdir(), key=lambda entry: entry.name):
         text = entry.read_text(encoding="utf-8")
-        for mark, value in values.items():
-            text = text.replace(mark, value)
+        text = marks.sub(lambda found: values[found[0]], text)
         yield f"{folder}/{entry.name.removesuffix(_TEMPLATE)}", text
     if variant.format == "gguf":
-        yield f"{folder}/Modelfile", modelfile(variant.path, context, stops)
+        yield f"{folder}/Modelfile", modelfile(variant.path, context, stops, variant.system)
 
 
-def modelfile(path: str, context: int, stops: Sequence[str]) -> str:
+def _system_values(system: str | None) -> dict[str, str]:
+    """What examples that are no Python say of a system message; empty without one."""
+    if system is None:
+        return dict.fromkeys(_SYSTEM_MARKS, "")
+    quoted = json.dumps(system, ensure_ascii=False)
+    note = f"Let it begin with the system message of the training: {quoted}"
+    kotlin = quoted.replace("$", "\\$")
+    texts = (
+        f" \\\n    --system-prompt {shlex.quote(system)}",
+        f"\n    engine.setSystemPrompt({kotlin})",
+        f"\n// {note}",
+        f"\n/// {note}",
+        f"\n    /// {note}",
+    )
+    return dict(zip(_SYSTEM_MARKS, texts, strict=True))
+
+
+def _python_messages(system: str | None, prompt: str) -> str:
+    turns = [("user", prompt)] if system is None else [("system", system), ("user", prompt)]
+    return "".join(
+        f'\n    {{"role": "{role}", "content": {json.dumps(text, ensure_ascii=False)}}},'
+        for role, text in turns
+    )
+
+
+def modelfile(path: str, context: int, stops: Sequence[str], system: str | None = None) -> str:
     """A Modelfile for Ollama (https://docs.ollama.com/modelfile).
 
     There is no TEMPLATE: Ollama's are Go templates, the model's is Jinja. Ollama recognises the
     common ones by the copy in the GGUF file and puts its own in their place; where it does not, it
-    sends the bare prompt, and `ollama show --template` shows that.
+    sends the bare prompt, and `ollama show --template` shows that. A text in three quotes has no
+    escapes: a system message that holds three is told in a comment.
     """
     lines = [
         "# ollama create my-model -f Modelfile",
@@ -59,4 +90,7 @@ def modelfile(path: str, context: int, stops: Sequence[str]) -> str:
         "PARAMETER temperature 0",
         *(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops),
     ]
+    if system is not None:
+        fits = '"""' not in system
+        lines.append(f'SYSTEM """{system}"""' if fits else f"# SYSTEM: {json.dumps(system)}")
     return "\n".join(lines) + "\n"

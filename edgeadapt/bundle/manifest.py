@@ -112,6 +112,9 @@ class Variant(_Model):
     passed: bool = Field(description="there are verdicts, and every one is good")
     measurements: tuple[MeasuredOn, ...] = ()
     context: int | None = Field(None, description="tokens that the model was made for")
+    system: str | None = Field(
+        None, description="system message of its training, for conversations to begin with"
+    )
 
 
 class Golden(_Model):
