@@ -3,6 +3,7 @@
 EdgeAdaptError              exit code 2: the input or the request cannot be served
 ├── InputError              a file, value or name that was given is wrong
 │   ├── DiskFullError       the disk has no room for what was asked for
+│   ├── ChangedError        an input was changed or removed while it was used
 │   ├── CorruptFileError    a file is truncated, malformed or hostile
 │   ├── AdapterError        an adapter does not fit the base, or cannot be merged
 │   └── UnsupportedError    a model, method or type that edgeadapt does not handle
@@ -33,6 +34,10 @@ class InputError(EdgeAdaptError):
 
 class DiskFullError(InputError):
     """The disk has no room for what was asked for."""
+
+
+class ChangedError(InputError):
+    """An input was changed or removed while it was used."""
 
 
 class CorruptFileError(InputError):

@@ -28,7 +28,9 @@ from edgeadapt.converters.registry import get_converter
 from edgeadapt.cpu import usable_cpus
 from edgeadapt.errors import AdapterError, InputError
 from edgeadapt.files import publish, read_json, staged
-from edgeadapt.safetensors_io import SafetensorsSource
+from edgeadapt.safetensors_io import SafetensorsSource, shard_map
+from edgeadapt.tokenizer import TOKENIZER_FILES
+from edgeadapt.watched import Watched
 from edgeadapt.weights import WeightSource, is_tied
 
 MergeBase = Literal["original", "quantized"]
@@ -43,6 +45,8 @@ class ModelToExport:
     source: WeightSource
     name: str
     lineage: dict[str, Any]
+    inputs: Watched
+    """The files that it is read from."""
 
 
 def open_model(
@@ -70,6 +74,8 @@ def open_model(
         AdapterError: the adapter belongs to another base.
     """
     folder = resolve_base(base, revision=revision)
+    choices = parse_adapters([adapter] if isinstance(adapter, Path) else adapter or ())
+    inputs = _inputs(folder, [choice.path for choice in choices])
     source: WeightSource = SafetensorsSource(folder)
     digest = base_hash(folder)
     name = base if base == DEFAULT else Path(base).stem if base.endswith(".gguf") else base
@@ -78,7 +84,6 @@ def open_model(
         "base": {"name": Path(name).name, "sha256": digest, "revision": revision},
         "adapter": None,
     } | _history(folder)
-    choices = parse_adapters([adapter] if isinstance(adapter, Path) else adapter or ())
     if choices:
         specs = [checked_spec(choice.path, base, digest, any_base) for choice in choices]
         tied = is_tied(source)
@@ -99,7 +104,16 @@ def open_model(
             ]
         name = "-".join([Path(name).name, *(choice.path.resolve().name for choice in choices)])
         folder = folder_with_texts(folder, [choice.path for choice in choices])
-    return ModelToExport(folder, source, Path(name).name, lineage)
+    return ModelToExport(folder, source, Path(name).name, lineage, inputs)
+
+
+def _inputs(folder: Path, adapters: Sequence[Path]) -> Watched:
+    """What is read of a base and adapters; other files may come and go in their folders."""
+    files = [folder / name for name in ("config.json", *set(shard_map(folder).values()))]
+    files += [path / name for path in adapters for name in (CONFIG, WEIGHTS)]
+    return Watched(
+        files + [path / name for path in (folder, *adapters) for name in TOKENIZER_FILES]
+    )
 
 
 def _as_trained(source: WeightSource, specs: list[AdapterSpec], stated: str | None) -> HeldSource:
@@ -136,12 +150,13 @@ def export(
         check: is shown the artifact before it gets its name; if it raises, nothing is left.
 
     Raises:
-        InputError: `out` exists, format or quantization are unknown, or the disk lacks room.
+        InputError: `out` exists, format or quantization are unknown, the disk lacks room, or the
+            model was changed meanwhile.
         UnsupportedError: the architecture has no place in this format.
     """
     request = _request(model, format, quantization, threads, options, onnx)
     converter = get_converter(format)
-    if check is None or out.exists():  # in the second case the converter says what is wrong
+    if out.exists():  # the converter says what is wrong
         return converter.convert(request, out)
     with staged(out) as place:
         try:
@@ -149,7 +164,9 @@ def export(
         except InputError as error:
             error.args = (str(error).replace(str(place), str(out)),)
             raise
-        check(made)
+        model.inputs.check()
+        if check is not None:
+            check(made)
         return replace(made, path=publish(made.files, out.parent)[0])
 
 

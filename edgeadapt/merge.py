@@ -31,6 +31,7 @@ def merge_to_folder(model: ModelToExport, out: Path, *, dtype: str = "float32") 
 
     Raises:
         UnsupportedError: the adapter is part of no weight.
+        ChangedError: the model was changed meanwhile.
     """
     check_without(model.source.config, "in a folder of plain weights there is")
     stored = DTYPES[dtype]
@@ -44,6 +45,7 @@ def merge_to_folder(model: ModelToExport, out: Path, *, dtype: str = "float32") 
         _write_shards(partial, infos, model.source)
         artifact = Artifact(out, "hf", dtype, model.lineage)
         artifact.write_manifest(partial)
+        model.inputs.check()
     return artifact
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +110,33 @@ def test_inputs_are_left_as_they_were(tiny_model: Path, adapter: Path, tmp_path:
     before = state(tiny_model), state(adapter)
     export(open_model(str(tiny_model), adapter), "gguf", "Q4_0", tmp_path / "m.gguf")
     assert (state(tiny_model), state(adapter)) == before
+
+
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+@pytest.mark.parametrize(
+    "changed", ["base/model.safetensors", "base/tokenizer.json", "mine/adapter_model.safetensors"]
+)
+def test_nothing_is_made_of_inputs_that_are_changed_meanwhile(
+    kind: str, changed: str, tiny_model: Path, adapter: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(tiny_model, tmp_path / "base")
+    shutil.copytree(adapter, tmp_path / "mine")
+    read = SafetensorsSource.rows
+
+    def changing(source: SafetensorsSource, *arguments: Any) -> Any:
+        (tmp_path / "base/notes.txt").write_text("others may come and go")
+        os.utime(tmp_path / changed, (1, 1))
+        return read(source, *arguments)
+
+    model = open_model(str(tmp_path / "base"), tmp_path / "mine")
+    monkeypatch.setattr(SafetensorsSource, "rows", changing)
+    with pytest.raises(InputError, match=f"{Path(changed).name} was changed while it was used"):
+        if kind == "gguf":
+            export(model, "gguf", "Q8_0", tmp_path / "out")
+        else:
+            merge_to_folder(model, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "mine"}
 
 
 def test_truncated_base_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from edgeadapt.converters.gguf.imatrix import Entry, Imatrix
 from edgeadapt.data.load import data_hash
 from edgeadapt.files import cache_dir, read_json, sha256_json, write_json
 from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.watched import Watched
 from edgeadapt.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def measured_sensitivity(
         threads: for the quantizers.
 
     Raises:
-        InputError: the data cannot be used.
+        InputError: the data cannot be used, or were changed meanwhile, as the model may be.
         UnsupportedError: transformers does not know the model.
         MissingExtraError: torch or transformers are not installed.
     """
@@ -77,10 +78,14 @@ def measured_sensitivity(
     how = [CHUNKS, CHUNK_TOKENS, IMATRIX_CHUNKS, [kind.name for kind in CANDIDATES]]
     key = sha256_json([__version__, lineage, data_hash(data), how])
     path = cache_dir() / "sensitivity" / f"{key[:32]}.json"
+    inputs = Watched([data])
     imatrix = cached_imatrix(model, data, chunks=IMATRIX_CHUNKS)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, _measure(model, matrices, data, loaded(), imatrix, threads))
+        found = _measure(model, matrices, data, loaded(), imatrix, threads)
+        model.inputs.check()
+        inputs.check()
+        write_json(path, found)
     return _read(read_json(path), imatrix)
 
 

@@ -16,6 +16,7 @@ from edgeadapt.data.load import data_hash
 from edgeadapt.errors import InputError
 from edgeadapt.files import cache_dir, sha256_json
 from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.watched import Watched
 from edgeadapt.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -38,17 +39,21 @@ def make_imatrix(
         name: what to call the data in the file; its file name if not given.
 
     Raises:
-        InputError: `out` exists, the data cannot be used, or the architecture is unknown.
+        InputError: `out` exists, the data cannot be used or were changed meanwhile as the model may
+            be, or the architecture is unknown.
     """
     from edgeadapt.calibration.activations import collect, load_model
 
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out, or remove it first")
+    inputs = Watched([data])
     tokens = token_chunks(data, ModelTokenizer.from_folder(model.folder), chunks)
     names = gguf_names(model.source)
     log.info("calibrating on %d chunks of %s", len(tokens), data.name)
     entries = collect(load_model(model.source), tokens, names)
     imatrix = Imatrix(entries, (name or data.name,), len(tokens), CHUNK_TOKENS, out.name)
+    model.inputs.check()
+    inputs.check()
     write_imatrix(imatrix, out)
     return imatrix
 

@@ -19,9 +19,9 @@ from edgeadapt.errors import InputError
 from edgeadapt.fidelity.task import Task, asked_examples
 from edgeadapt.files import atomic_file, sha256_json
 from edgeadapt.pipeline.inputs import Inputs, find_inputs, find_task
-from edgeadapt.pipeline.watched import Watched
 from edgeadapt.pipeline.workspace import Workspace
 from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.watched import Watched
 
 _NO_LIMIT = 1 << 20
 

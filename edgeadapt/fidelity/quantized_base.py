@@ -18,8 +18,8 @@ from edgeadapt.console import log
 from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.onnx.options import OnnxOptions
 from edgeadapt.data.encode import Encoded
-from edgeadapt.errors import DiskFullError, InputError
-from edgeadapt.export import export, open_model
+from edgeadapt.errors import ChangedError, DiskFullError, InputError
+from edgeadapt.export import ModelToExport, export, open_model
 from edgeadapt.fidelity.compare import (
     Engine,
     compare,
@@ -97,7 +97,7 @@ def quantized_base(
     }
     if not stored[runtime].is_file():
         with scratch("base") as place:
-            plain = _export(folder, artifact, options, place)
+            plain = _export(_as_referenced(folder, reference), artifact, options, place)
             if plain is None:
                 return None
             for name, path in stored.items():
@@ -137,16 +137,30 @@ def _place(
     return cache_dir() / "quantized-bases" / sha256_json(key)[:24]
 
 
+def _as_referenced(folder: Path, reference: Reference) -> ModelToExport:
+    """The base, which must be the one that the reference is of.
+
+    Raises:
+        ChangedError: it is not any more.
+    """
+    model = open_model(str(folder))
+    if model.lineage["base"]["sha256"] != reference.base_hash:
+        raise ChangedError(
+            f"{folder} was changed since its reference was computed; type the same command again"
+        )
+    return model
+
+
 def _export(
-    folder: Path, artifact: Artifact, options: GgufOptions, scratch: Path
+    model: ModelToExport, artifact: Artifact, options: GgufOptions, scratch: Path
 ) -> Artifact | None:
     out = scratch / ("base.gguf" if artifact.format == "gguf" else "base")
     try:
         return export(
-            open_model(str(folder)), artifact.format, stored_as(artifact), out,
+            model, artifact.format, stored_as(artifact), out,
             options=options, onnx=_onnx_options(artifact),
         )  # fmt: skip
-    except DiskFullError:
+    except (DiskFullError, ChangedError):
         raise
     except InputError as error:  # such as a type that needs an importance matrix
         log.warning(

@@ -25,7 +25,7 @@ import numpy as np
 
 from edgeadapt.console import log, progress
 from edgeadapt.data.encode import Encoded
-from edgeadapt.errors import InputError
+from edgeadapt.errors import ChangedError
 from edgeadapt.extras import need_torch_sharing_cores
 from edgeadapt.fidelity.metrics import (
     Float16Array,
@@ -37,7 +37,14 @@ from edgeadapt.fidelity.metrics import (
     score_rows,
 )
 from edgeadapt.fidelity.models import ReferenceModel, load
-from edgeadapt.files import atomic_folder, cache_dir, check_disk, sha256_json, write_json
+from edgeadapt.files import (
+    atomic_folder,
+    cache_dir,
+    check_disk,
+    read_json,
+    sha256_json,
+    write_json,
+)
 from edgeadapt.jobs import available_threads
 from edgeadapt.worker import Progress, run_job
 
@@ -67,6 +74,11 @@ class Reference:
         """A folder that is finished."""
         with np.load(folder / _SCORES) as scores:
             return cls(folder, TokenScores(scores["nll"], scores["top"]))
+
+    @property
+    def base_hash(self) -> str:
+        """Of the base that the model stands on."""
+        return str(read_json(self.folder / _RECORD)["identity"]["base"])
 
     @property
     def log_probs(self) -> Float16Array:
@@ -172,7 +184,7 @@ def _compute(missing: Sequence[_Wanted], encoded: Sequence[Encoded], threads: in
             run_job("reference", payload, on_progress=advance)
         for wanted, folder in zip(missing, partial, strict=True):
             if wanted.identity | wanted.model.identity() != wanted.identity:
-                raise InputError(
+                raise ChangedError(
                     f"{wanted.model.base} or its adapter was changed while the {wanted.title} was "
                     "run; type the same command again"
                 )

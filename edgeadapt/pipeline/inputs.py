@@ -25,9 +25,9 @@ from edgeadapt.fidelity.merge_base import MergeChoice
 from edgeadapt.fidelity.task import Task, check_task
 from edgeadapt.fidelity.text import held_out_text, is_text
 from edgeadapt.files import read_json
-from edgeadapt.pipeline.watched import Watched
 from edgeadapt.recipe import Recipe
 from edgeadapt.tokenizer import ModelTokenizer
+from edgeadapt.watched import Watched
 
 
 @dataclass(frozen=True)

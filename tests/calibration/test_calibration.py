@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from click.testing import CliRunner
 from peft import LoraConfig
 
 from edgeadapt.calibration import cached_imatrix, make_imatrix
+from edgeadapt.calibration.activations import collect
 from edgeadapt.calibration.text import token_chunks
 from edgeadapt.cli import cli
 from edgeadapt.converters.gguf.imatrix import read_imatrix
@@ -138,6 +142,25 @@ def test_from_the_command_line(tiny_model: Path, data: Path, tmp_path: Path) -> 
         [*map(str, common), "--imatrix", str(data), "--calibrate", str(data), "--out", "x.gguf"],
     )
     assert result.exit_code == 2 and "not both" in result.output
+
+
+@pytest.mark.parametrize("changed", ["base/config.json", "words.txt"])
+def test_none_is_kept_of_what_was_changed_meanwhile(
+    changed: str, tiny_model: Path, data: Path, own_cache: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(tiny_model, tmp_path / "base")
+    shutil.copyfile(data, tmp_path / "words.txt")
+
+    def changing(*arguments: Any) -> Any:
+        os.utime(tmp_path / changed, (1, 1))
+        return collect(*arguments)
+
+    monkeypatch.setattr("edgeadapt.calibration.activations.collect", changing)
+    model = open_model(str(tmp_path / "base"))
+    with pytest.raises(InputError, match="was changed while it was used"):
+        cached_imatrix(model, tmp_path / "words.txt", chunks=1)
+    assert not list(own_cache.rglob("*imatrix*.gguf"))
 
 
 def test_calibration_is_cached(

@@ -10,9 +10,16 @@ import pytest
 from edgeadapt.artifact import Artifact
 from edgeadapt.converters.gguf.options import GgufOptions
 from edgeadapt.converters.onnx.options import ALGORITHMS, QUANTIZATIONS, OnnxOptions, settle
-from edgeadapt.errors import DiskFullError, InputError
+from edgeadapt.errors import ChangedError, DiskFullError, InputError
+from edgeadapt.export import open_model
 from edgeadapt.fidelity import quantized_base
-from edgeadapt.fidelity.quantized_base import _beginning, _export, _onnx_options, stored_as
+from edgeadapt.fidelity.quantized_base import (
+    _as_referenced,
+    _beginning,
+    _export,
+    _onnx_options,
+    stored_as,
+)
 from tests.fidelity.conftest import World
 
 
@@ -55,7 +62,18 @@ def test_a_full_disk_is_not_taken_for_a_type_that_cannot_be_made(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DiskFullError, match="make room"):
-        _export(world.base, made, GgufOptions(), tmp_path)
+        _export(open_model(str(world.base)), made, GgufOptions(), tmp_path)
+
+
+def test_figures_are_only_of_the_base_that_the_reference_is_of(
+    world: World, tmp_path: Path
+) -> None:
+    reference = world.yardstick.reference
+    other = shutil.copytree(world.base, tmp_path / "base")
+    assert _as_referenced(other, reference).folder == other  # it goes by content
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    with pytest.raises(ChangedError, match="was changed since its reference was computed"):
+        _as_referenced(other, reference)
 
 
 def test_the_beginning_is_of_whole_sequences(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

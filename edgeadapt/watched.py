@@ -1,4 +1,4 @@
-"""What a run reads, as it was when the run began."""
+"""What is read during minutes of work, as it was when that began."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeadapt.errors import InputError
+from edgeadapt.errors import ChangedError
 
 
 class Watched:
-    """Files and folders that must stay as they are while a run uses them.
+    """Files and folders that must stay as they are while they are used.
 
-    Stages are named by the hashes that were taken at the beginning. What is made of other content
-    under such a name would be taken for right for ever after.
+    What is made of them is named by the hashes that were taken at the beginning, in stages, caches
+    and lineage. What is made of other content under such a name would be taken for right for ever
+    after.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -23,20 +24,20 @@ class Watched:
         """See that nothing was changed or removed.
 
         Raises:
-            InputError: something was.
+            ChangedError: something was.
         """
         for path, known in self._known.items():
             now = _states(path)
             for file in sorted(known.keys() | now.keys()):
                 if file not in now:
-                    raise InputError(
-                        f"{file} was removed while this run was using it; put it back, then type "
-                        "the same command with --resume"
+                    raise ChangedError(
+                        f"{file} was removed while it was used; put it back, then type the same "
+                        "command again (a run goes on with --resume)"
                     )
                 if known.get(file) != now[file]:
-                    raise InputError(
-                        f"{file} was changed while this run was using it; type the same command "
-                        "again: what is made of it is made anew"
+                    raise ChangedError(
+                        f"{file} was changed while it was used; type the same command again: what "
+                        "is made of it is made anew"
                     )
 
 

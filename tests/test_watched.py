@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgeadapt.errors import InputError, RuntimeFailure
-from edgeadapt.pipeline.watched import Watched
 from edgeadapt.pipeline.workspace import Workspace
+from edgeadapt.watched import Watched
 
 
 @pytest.fixture
