@@ -139,7 +139,7 @@ class Run:
         known: BaseWeights | None = None
         if self.world.leads:
             known = work.recall("base_weights") or choose_base_weights(
-                self.settings.base_weights, self.base, self.world.size
+                self.settings.base_weights, self.base, self.world.local_size
             )
             work.remember("base_weights", known)
         return cast(BaseWeights, self.world.tell(known))

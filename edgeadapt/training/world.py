@@ -38,6 +38,8 @@ class World:
     size: int = 1
     rank: int = 0
     local_rank: int = 0
+    local_size: int = 1
+    """Processes on this machine."""
     sharded: bool = False
     """Whether each holds a share of the model (FSDP2), and not all of it (DDP)."""
 
@@ -93,7 +95,10 @@ def this_world() -> World:
     torch = need("torch", "training in processes")
     accelerate = need("accelerate", "training in processes")
     state = accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-    return World(state.num_processes, state.process_index, state.local_process_index, sharded)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return World(
+        state.num_processes, state.process_index, state.local_process_index, local_size, sharded
+    )
 
 
 def check_sharing(processes: int, settings: TrainSettings, *, sharded: bool) -> None:

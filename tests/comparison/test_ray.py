@@ -21,13 +21,13 @@ from click.testing import CliRunner
 
 from edgeadapt.cli import cli
 from edgeadapt.comparison import run
-from edgeadapt.comparison.cluster import node
+from edgeadapt.comparison.cluster import driver, node
 from edgeadapt.comparison.cluster.connection import ray_cluster
 from edgeadapt.comparison.cluster.driver import declared_memory
 from edgeadapt.comparison.ground import find_ground
 from edgeadapt.comparison.recipe import load_comparison
 from edgeadapt.comparison.trial import run_trial
-from edgeadapt.errors import InputError
+from edgeadapt.errors import InputError, RuntimeFailure
 from edgeadapt.jobs import available_threads
 from tests.comparison.test_compare import without_times
 from tests.questions import write_questions
@@ -248,6 +248,19 @@ def test_a_trial_fails_with_the_sentence_that_it_has_without_ray(workplace: Path
     assert "lora (seed 0) failed: training diverged: the loss" in sentences[0][0]
     assert "swept (seed 0) failed: training diverged with every" in sentences[0][1]
     assert sentences[0] == sentences[1]
+    assert not ours()
+
+
+@pytest.mark.e2e
+def test_what_no_machine_has_is_told(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "PATIENCE_S", 1.0)
+    changes: dict[str, Any] = {"cluster": {"memory_gib": 0.2, "gpus": 1}, "seeds": [0]}
+    recipe = load_comparison(str(write_recipe(workplace, name="gpus", **changes)))
+    with (
+        ray_cluster("local") as execute,
+        pytest.raises(RuntimeFailure, match=r"needs \d CPUs with 1 GPUs with 0\.2 GiB"),
+    ):
+        run.compare_methods(recipe, workplace / "gpus", execute=execute)
     assert not ours()
 
 

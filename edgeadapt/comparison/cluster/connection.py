@@ -65,7 +65,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
                 logging_level=logging.INFO if debug else logging.ERROR, **options,
             )  # fmt: skip
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         if address == "auto":
             raise HostFailure(f"{_none_at(address)} ({reason}); {_START}") from error
         raise HostFailure(

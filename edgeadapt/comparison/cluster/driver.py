@@ -14,7 +14,7 @@ from typing import Any
 from edgeadapt.comparison.cluster.node import PATIENCE_S, TOKEN, Driver, do_trial, identity
 from edgeadapt.comparison.ground import Ground
 from edgeadapt.comparison.recipe import Trial
-from edgeadapt.comparison.sweep import swept
+from edgeadapt.comparison.sweep import Tried, swept
 from edgeadapt.comparison.trial import data_of, failed
 from edgeadapt.comparison.tune import tune_on_ray
 from edgeadapt.console import log
@@ -26,6 +26,9 @@ from edgeadapt.weights import parameter_count
 from edgeadapt.worker import reraise
 
 _LIBRARIES = 1 << 30
+
+Needs = tuple[int, float, int]
+"""CPUs, GPUs and bytes of memory that a trial declares."""
 
 
 def do_on(
@@ -53,19 +56,19 @@ def do_on(
     token.write_text(driver.token)
     task = ray.remote(do_trial)
     shared = ray.put(ground)
-    needs = {trial.slug: (cpus, declared_memory(ground, trial)) for trial in trials}
+    needs = {trial.slug: (cpus, wanted.gpus, declared_memory(ground, trial)) for trial in trials}
     pending: dict[Any, Trial] = {}
     sweeps: dict[str, dict[str, Any]] = {}
     try:
         for trial in sorted(trials, key=lambda one: bool(one.wish.sweep)):
-            memory = needs[trial.slug][1]
+            needed = needs[trial.slug]
             if trial.wish.sweep:
                 try:
-                    trial, sweeps[trial.slug] = _settled(ray, ground, trial, cpus, memory)
+                    trial, sweeps[trial.slug] = _settled(ray, ground, trial, needed)
                 except (DivergedError, UnsupportedError) as error:
                     yield trial.slug, failed(trial, error)
                     continue
-            options = {"num_cpus": cpus, "num_gpus": wanted.gpus, "memory": memory}
+            options = {"num_cpus": cpus, "num_gpus": wanted.gpus, "memory": needed[2]}
             ref = task.options(name=str(trial), max_retries=wanted.retries, **options).remote(
                 shared, trial, driver
             )
@@ -85,7 +88,7 @@ def do_on(
             if ready or _some_fits(ray, waiting):
                 fitted = time.monotonic()
             elif time.monotonic() - fitted > PATIENCE_S:
-                raise RuntimeFailure(_nothing_fits(ray, *waiting[0]))
+                raise RuntimeFailure(_nothing_fits(ray, waiting[0]))
     finally:
         for ref in pending:
             with contextlib.suppress(Exception):  # the cluster may be what failed
@@ -93,20 +96,19 @@ def do_on(
         token.unlink(missing_ok=True)
 
 
-def _settled(
-    ray: Any, ground: Ground, trial: Trial, cpus: int, memory: int
-) -> tuple[Trial, dict[str, Any]]:
+def _settled(ray: Any, ground: Ground, trial: Trial, needs: Needs) -> tuple[Trial, dict[str, Any]]:
     """The trial with the settings that its sweep chose, and the sweep's record.
 
     All of the cluster works at one sweep; trials whose settings are known run beside it.
     """
 
-    def search(_: Trial, payload: dict[str, Any]) -> list[dict[str, Any]]:
-        if not _some_fits(ray, [(cpus, memory)]):
-            raise RuntimeFailure(_nothing_fits(ray, cpus, memory))
-        wanted = ground.recipe.cluster
-        resources = {"cpu": float(cpus), "gpu": wanted.gpus, "memory": float(memory)}
-        return tune_on_ray(payload, resources=resources, retries=wanted.retries)
+    def search(_: Trial, payload: dict[str, Any]) -> Tried:
+        if not _some_fits(ray, [needs]):
+            raise RuntimeFailure(_nothing_fits(ray, needs))
+        cpus, gpus, memory = needs
+        resources = {"cpu": float(cpus), "gpu": gpus, "memory": float(memory)}
+        retries = ground.recipe.cluster.retries
+        return Tried(tune_on_ray(payload, resources=resources, retries=retries))
 
     log.info("=== sweep of %s", trial)
     space = ground.workspace()
@@ -134,8 +136,9 @@ def _answer(ray: Any, ref: Any, trial: Trial) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = ray.get(ref)
     except ray.exceptions.RayError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise RuntimeFailure(
-            f"{trial} was lost on the cluster ({str(error).strip().splitlines()[-1]}); see that "
+            f"{trial} was lost on the cluster ({reason}); see that "
             "each node has this edgeadapt and enough memory, then type the same command again"
         ) from error
     if "error" in answer:
@@ -147,22 +150,25 @@ def _alive(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _some_fits(ray: Any, needs: Sequence[tuple[int, int]]) -> bool:
+def _some_fits(ray: Any, needs: Sequence[Needs]) -> bool:
+    kinds = ("CPU", "GPU", "memory")
     return any(
-        node.get("CPU", 0) >= cpus and node.get("memory", 0) >= memory
+        all(node.get(kind, 0) >= least for kind, least in zip(kinds, needed, strict=True))
         for node in _alive(ray)
-        for cpus, memory in needs
+        for needed in needs
     )
 
 
-def _nothing_fits(ray: Any, cpus: int, memory: int) -> str:
-    nodes = _alive(ray)
+def _nothing_fits(ray: Any, needs: Needs) -> str:
+    def told(cpus: float, gpus: float, memory: float) -> str:
+        parts = [f"{cpus:g} CPUs", f"{gpus:g} GPUs" if gpus else "", f"{memory / 2**30:.1f} GiB"]
+        return " with ".join(part for part in parts if part)
+
     offered = ", ".join(
-        f"{node.get('CPU', 0):g} CPUs with {node.get('memory', 0) / 2**30:.1f} GiB"
-        for node in nodes
+        told(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0)) for node in _alive(ray)
     )
     return (
-        f"no machine of the cluster fits a trial, which needs {cpus} CPUs and "
-        f"{memory / 2**30:.1f} GiB; it has {offered or 'none'}: set cluster.cpus and "
-        "cluster.memory_gib in the recipe, or add a machine"
+        f"no machine of the cluster fits a trial, which needs {told(*needs)}; it has "
+        f"{offered or 'none'}: set cluster.cpus, cluster.gpus and cluster.memory_gib in the "
+        "recipe, or add a machine"
     )
