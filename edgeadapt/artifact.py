@@ -8,10 +8,11 @@ training leaves in a file of that name is of the kind `training`.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgeadapt.adapters.spec import trained_system
 from edgeadapt.errors import CorruptFileError, InputError
 from edgeadapt.files import read_json, sha256_file, sha256_json, sha256_tree, write_json
 
@@ -39,6 +40,8 @@ class Artifact:
         trained = [self.lineage, self.lineage.get("adapter"), *(self.lineage.get("adapters") or [])]
         told = [((part or {}).get("training") or {}).get("system") for part in trained]
         found = {system for system in told if system}
+        if not found and isinstance(before := self.lineage.get("made_from"), dict):
+            return replace(self, lineage=before).system
         return found.pop() if len(found) == 1 else None
 
     @property
@@ -81,6 +84,15 @@ class Artifact:
         record["files"] = files
         del record["path"]
         write_json(folder / MANIFEST, record)
+
+
+def model_system(path: Path) -> str | None:
+    """The system prompt that a model was trained under: an artifact's, or of what training left.
+
+    Raises:
+        InputError: as `open_artifact`.
+    """
+    return open_artifact(path).system or (trained_system(path) if path.is_dir() else None)
 
 
 def open_artifact(path: Path) -> Artifact:

@@ -3,7 +3,8 @@
 A safetensors file. For each layer two tensors of shape (KV heads, tokens, head size), float32:
 `layers.I.key`, as attention sees it (a rotation, if there is one, has been applied), and
 `layers.I.value`; in the order of dimensions that transformers uses. The metadata say `kind:
-edgeadapt-prefix`, `schema_version`, and as `base_sha256` for which base it was trained.
+edgeadapt-prefix`, `schema_version`, as `base_sha256` for which base it was trained, and as `system`
+under which system prompt, if under one.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Prefix:
     values: Float32Array
     base: str | None = None
     """SHA-256 of the base that it was trained for."""
+    system: str | None = None
+    """The system prompt that it was trained under."""
 
     @property
     def tokens(self) -> int:
@@ -97,9 +100,10 @@ def write_prefix(prefix: Prefix, out: Path) -> None:
         for layer in range(len(stacked))
     }
     infos = {name: TensorInfo(name, array.shape, "F32") for name, array in arrays.items()}
-    metadata = {"kind": _KIND, "schema_version": _SCHEMA} | (
-        {"base_sha256": prefix.base} if prefix.base else {}
-    )
+    told = {"base_sha256": prefix.base, "system": prefix.system}
+    metadata = {"kind": _KIND, "schema_version": _SCHEMA} | {
+        name: value for name, value in told.items() if value
+    }
     write_safetensors(out, infos, lambda name, start, stop: arrays[name][start:stop], metadata)
 
 
@@ -119,7 +123,16 @@ def read_prefix(path: Path) -> Prefix:
     )
     if not (np.isfinite(keys).all() and np.isfinite(values).all()):
         raise AdapterError(f"{path} holds NaN or infinite values")
-    return Prefix(keys, values, file.metadata.get("base_sha256"))
+    return Prefix(keys, values, file.metadata.get("base_sha256"), file.metadata.get("system"))
+
+
+def prefix_system(path: Path) -> str | None:
+    """The system prompt that a prefix was trained under, without reading its numbers.
+
+    Raises:
+        InputError, CorruptFileError: as `read_prefix`.
+    """
+    return _checked(path).metadata.get("system")
 
 
 def _checked(path: Path) -> SafetensorsFile:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeadapt.adapters.spec import WEIGHTS, AdapterSpec
+from edgeadapt.adapters.spec import WEIGHTS, AdapterSpec, system_in
 from edgeadapt.errors import AdapterError, UnsupportedError
 from edgeadapt.extras import need
 from edgeadapt.prefix import Prefix
@@ -60,7 +60,7 @@ def trained_prefix(spec: AdapterSpec, base: WeightSource, base_sha256: str | Non
         # (tokens, layers, key and value, heads, size) -> (key and value, layers, heads, tokens, ..)
         both = rows.reshape(len(rows), layers, 2, kv_heads, size).transpose(2, 1, 3, 0, 4)
         keys, values = (np.ascontiguousarray(each) for each in both)
-    return Prefix(keys, values, base_sha256)
+    return Prefix(keys, values, base_sha256, system_in(spec.record))
 
 
 def prompt_rows(spec: AdapterSpec) -> Float32Array:

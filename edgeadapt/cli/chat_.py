@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -130,16 +131,21 @@ def command(
 def _trained_under(artifact: Path, adapter: Path | None) -> str | None:
     """The system message that what answers was trained under, if it tells of one."""
     from edgeadapt.adapters.spec import trained_system
-    from edgeadapt.artifact import open_artifact
+    from edgeadapt.artifact import model_system, open_artifact
+    from edgeadapt.prefix import is_prefix, prefix_system
 
     if adapter is not None and adapter.is_dir():
         return trained_system(adapter)
+    if adapter is not None and is_prefix(adapter):
+        return prefix_system(adapter)
     if adapter is not None and adapter.suffix == ".gguf":
         return open_artifact(adapter).system
     found = open_artifact(artifact)
-    if adapter is None and found.lineage.get("mode") == "separate":
-        return None  # its lineage tells of adapters that are not active
-    return found.system or (trained_system(artifact) if artifact.is_dir() else None)
+    if found.lineage.get("mode") != "separate":
+        return model_system(artifact)
+    beside = found.lineage.get("adapters") or []  # of which one at most is active
+    active = [one for one in beside if adapter is not None and one.get("name") == adapter.stem]
+    return replace(found, lineage={"adapters": active}).system
 
 
 def _questions(prompt: str | None) -> Iterator[str]:

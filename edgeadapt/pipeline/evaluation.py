@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edgeadapt.adapters import AdapterChoice
 from edgeadapt.adapters.spec import trained_system
-from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.artifact import Artifact, model_system, open_artifact
 from edgeadapt.base_model import resolve_base
 from edgeadapt.console import log
 from edgeadapt.data.source import held_out_part, resolve_data
@@ -124,12 +124,13 @@ def subject_of_run(run: Path) -> Subject:
 
 
 def subject_of(base: Path, adapters: Sequence[AdapterChoice]) -> Subject:
-    """A base with adapters, on conversations under the system prompt that these were trained with.
+    """A base with adapters, on conversations under the system prompt that these, or without any the
+    base, were trained with.
 
     Raises:
         CorruptFileError: the record beside an adapter is damaged.
     """
-    systems = {trained_system(choice.path) for choice in adapters}
+    systems = {trained_system(choice.path) for choice in adapters} or {model_system(base)}
     if len(systems) > 1:
         log.warning(
             "the adapters were trained with different system prompts; conversations that have "

@@ -14,6 +14,7 @@ from edgeadapt.adapters.spec import (
     trained_system,
 )
 from edgeadapt.adapters.vocabulary import folder_with_texts
+from edgeadapt.artifact import model_system
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.examples import Example
@@ -106,7 +107,7 @@ def find_inputs(recipe: Recipe) -> Inputs:
     if recipe.train is not None:
         system = recipe.train.system
     else:
-        system = trained_system(adapter) if adapter is not None else None
+        system = trained_system(adapter) if adapter is not None else model_system(base)
     return Inputs(base, base_hash(base), train_data, held_out, adapter, system, watched)
 
 

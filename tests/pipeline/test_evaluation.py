@@ -22,6 +22,7 @@ def adapter(folder: Path, settings: object) -> AdapterChoice:
 def test_conversations_begin_as_those_that_the_adapter_was_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "config.json").write_text("{}")
     brief = adapter(tmp_path / "a", {"system": "Be brief."})
     other = adapter(tmp_path / "b", {"system": None})
     unknown = adapter(tmp_path / "c", "of another tool")

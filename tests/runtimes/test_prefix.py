@@ -27,7 +27,7 @@ from edgeadapt.fidelity.metrics import kl_divergence, log_softmax
 from edgeadapt.jobs import artifact_payload, open_session
 from edgeadapt.pipeline import evaluation
 from edgeadapt.pipeline.evaluation import Settings, Subject, evaluate_artifacts
-from edgeadapt.prefix import read_prefix
+from edgeadapt.prefix import Prefix, prefix_system, read_prefix, write_prefix
 from edgeadapt.runtimes import SessionSettings, get_runtime
 from edgeadapt.runtimes.llama_cpp.state import is_reordered
 from tests.tiny import save_model
@@ -320,3 +320,11 @@ def test_what_does_not_fit_is_refused(shipped: dict[str, Any], tmp_path: Path) -
     with pytest.raises(AdapterError, match="for each position"):
         export_prefix(str(tmp_path / "larger"), [wrong], tmp_path / "o.safetensors")
     assert open_artifact(gguf).format == "gguf"
+
+
+def test_a_prefix_tells_the_system_prompt_of_its_training(tmp_path: Path) -> None:
+    numbers = np.zeros((1, 1, 2, 4), np.float32)
+    for name, system in (("a", "Be brief."), ("b", None)):
+        file = tmp_path / f"{name}.safetensors"
+        write_prefix(Prefix(numbers, numbers, None, system), file)
+        assert prefix_system(file) == read_prefix(file).system == system
