@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ def open_model(
     any_base: bool = False,
     merge_onto: MergeBase = "original",
     trained_on: str | None = None,
+    beside: Sequence[Path] = (),
 ) -> ModelToExport:
     """Resolve a base and merge adapters into it lazily.
 
@@ -67,6 +69,7 @@ def open_model(
         any_base: accept an adapter whose record says that it was trained on another base.
         merge_onto: `original` weights, or `quantized`: as training held them in 4 bits.
         trained_on: how training held the base, where the adapter's record does not say.
+        beside: adapter folders that are read as well, but not merged.
 
     Raises:
         InputError: base or adapter are missing or unusable, or nothing says how the base to merge
@@ -75,7 +78,7 @@ def open_model(
     """
     folder = resolve_base(base, revision=revision)
     choices = parse_adapters([adapter] if isinstance(adapter, Path) else adapter or ())
-    inputs = _inputs(folder, [choice.path for choice in choices])
+    inputs = _inputs(folder, [*(choice.path for choice in choices), *beside])
     source: WeightSource = SafetensorsSource(folder)
     digest = base_hash(folder)
     name = base if base == DEFAULT else Path(base).stem if base.endswith(".gguf") else base
@@ -155,12 +158,31 @@ def export(
         UnsupportedError: the architecture has no place in this format.
     """
     request = _request(model, format, quantization, threads, options, onnx)
-    converter = get_converter(format)
-    if out.exists():  # the converter says what is wrong
-        return converter.convert(request, out)
+    return make_unchanged(model, out, partial(get_converter(format).convert, request), check)
+
+
+def make_unchanged(
+    model: ModelToExport,
+    out: Path,
+    make: Callable[[Path], Artifact],
+    check: Callable[[Artifact], None] | None = None,
+) -> Artifact:
+    """Make a file or folder, unless what it is made of is changed meanwhile.
+
+    Args:
+        model: what it is made of.
+        out: the file or folder.
+        make: makes it at another place.
+        check: is shown it before it gets its name.
+
+    Raises:
+        InputError: as `make`; `out` exists, or the model was changed.
+    """
+    if out.exists():
+        return make(out)  # which says what is wrong
     with staged(out) as place:
         try:
-            made = converter.convert(request, place)
+            made = make(place)
         except InputError as error:
             error.args = (str(error).replace(str(place), str(out)),)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from edgeadapt.adapters import low_rank_updates, parse_adapters
@@ -14,7 +15,14 @@ from edgeadapt.console import log
 from edgeadapt.converters.adapter_files import AdapterRequest, get_adapter_writer
 from edgeadapt.converters.onnx.options import OnnxOptions, SeparateAdapter
 from edgeadapt.errors import AdapterError, InputError
-from edgeadapt.export import ModelToExport, adapter_lineage, checked_spec, export, open_model
+from edgeadapt.export import (
+    ModelToExport,
+    adapter_lineage,
+    checked_spec,
+    export,
+    make_unchanged,
+    open_model,
+)
 from edgeadapt.prefix import write_prefix
 
 
@@ -50,7 +58,8 @@ def export_adapter(
             "llama.cpp loads several, and scales each as it is told"
         )
     write = get_adapter_writer(format)
-    model, path = open_model(base, revision=revision), choices[0].path
+    path = choices[0].path
+    model = open_model(base, revision=revision, beside=[path])
     spec = checked_spec(path, base, model.lineage["base"]["sha256"], any_base)
     if brings_texts(model.folder, path):
         log.warning(
@@ -70,7 +79,7 @@ def export_adapter(
         f"{model.name}-{path.resolve().name}",
         lineage | {"quantization": stored},
     )
-    return write(request, out)
+    return make_unchanged(model, out, partial(write, request))
 
 
 def export_prefix(
@@ -98,12 +107,16 @@ def export_prefix(
     choices = parse_adapters(adapter)
     if len(choices) != 1 or choices[0].weight is not None:
         raise InputError("a prefix is the KV cache of one adapter, without a weight: give one")
-    model = open_model(base, revision=revision)
+    model = open_model(base, revision=revision, beside=[choices[0].path])
     spec = checked_spec(choices[0].path, base, model.lineage["base"]["sha256"], any_base)
-    prefix = trained_prefix(spec, model.source, model.lineage["base"]["sha256"])
-    write_prefix(prefix, out)
     lineage = model.lineage | {"adapter": adapter_lineage(spec), "mode": "separate"}
-    return Artifact(out, "prefix", "F32", lineage | {"tokens": prefix.tokens})
+    prefix = trained_prefix(spec, model.source, model.lineage["base"]["sha256"])
+
+    def make(place: Path) -> Artifact:
+        write_prefix(prefix, place)
+        return Artifact(place, "prefix", "F32", lineage | {"tokens": prefix.tokens})
+
+    return make_unchanged(model, out, make)
 
 
 def export_with_adapters(
@@ -158,7 +171,7 @@ def open_with_adapters(
     names = [choice.path.resolve().name for choice in choices]
     if len(set(names)) < len(names):
         raise InputError(f"the adapters' folders must have different names, found {names}")
-    model = open_model(base, revision=revision)
+    model = open_model(base, revision=revision, beside=[choice.path for choice in choices])
     digest = model.lineage["base"]["sha256"]
     specs = [checked_spec(choice.path, base, digest, any_base) for choice in choices]
     lineage = {"mode": "separate", "adapters": [adapter_lineage(spec) for spec in specs]}

@@ -14,13 +14,17 @@ import pytest
 from click.testing import CliRunner
 from peft import LoraConfig
 
+from edgeadapt import export_separate
 from edgeadapt import merge as merge_module
-from edgeadapt.artifact import Artifact, open_artifact
+from edgeadapt.artifact import Artifact, model_system, open_artifact
 from edgeadapt.base_model import base_hash
 from edgeadapt.cli import cli
+from edgeadapt.cli.chat_ import _trained_under
 from edgeadapt.errors import AdapterError, CorruptFileError, InputError
 from edgeadapt.export import export, open_model
+from edgeadapt.export_separate import export_adapter
 from edgeadapt.merge import merge_to_folder
+from edgeadapt.pipeline.evaluation import subject_of
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.weights import read_tensor
 from tests.adapters.test_merged import ALL, assert_same_logits, live_model, save_adapter
@@ -112,7 +116,28 @@ def test_inputs_are_left_as_they_were(tiny_model: Path, adapter: Path, tmp_path:
     assert (state(tiny_model), state(adapter)) == before
 
 
-@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_a_model_that_was_trained_whole_is_asked_as_it_was_trained(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "full")
+    record = {"kind": "training", "schema_version": 1, "settings": {"system": "Be brief."}}
+    (folder / "edgeadapt.json").write_text(json.dumps(record))
+    assert model_system(folder) == subject_of(folder, []).system == "Be brief."
+    assert model_system(tiny_model) is None
+
+
+def test_of_adapters_beside_a_graph_the_active_one_tells_the_system_prompt(tmp_path: Path) -> None:
+    adapters = [{"name": "a", "training": {"system": "Be brief."}}, {"name": "b", "training": {}}]
+    lineage = {"mode": "separate", "adapters": adapters}
+    Artifact(tmp_path, "onnx", "int4", lineage).write_manifest()
+    found = [
+        _trained_under(tmp_path, name and tmp_path / f"{name}.onnx_adapter")
+        for name in ("a", "b", None)
+    ]
+    assert found == ["Be brief.", None, None]
+
+
+@pytest.mark.parametrize("kind", ["gguf", "folder", "lora"])
 @pytest.mark.parametrize(
     "changed", ["base/model.safetensors", "base/tokenizer.json", "mine/adapter_model.safetensors"]
 )
@@ -131,8 +156,15 @@ def test_nothing_is_made_of_inputs_that_are_changed_meanwhile(
 
     model = open_model(str(tmp_path / "base"), tmp_path / "mine")
     monkeypatch.setattr(SafetensorsSource, "rows", changing)
+    monkeypatch.setattr(export_separate, "partial", lambda write, request: lambda place: (
+        os.utime(tmp_path / changed, (1, 1)), write(request, place)
+    )[1])  # fmt: skip
     with pytest.raises(InputError, match=f"{Path(changed).name} was changed while it was used"):
-        if kind == "gguf":
+        if kind == "lora":
+            export_adapter(
+                str(tmp_path / "base"), [tmp_path / "mine"], "gguf", None, tmp_path / "out"
+            )
+        elif kind == "gguf":
             export(model, "gguf", "Q8_0", tmp_path / "out")
         else:
             merge_to_folder(model, tmp_path / "out")
@@ -208,6 +240,10 @@ def test_what_was_trained_under_a_system_prompt_says_so_and_is_asked_under_it(
         assert done.exit_code == 0, done.stderr
     assert told(base, "--adapter", lora) and not told(base)
     assert told(tiny_model, "--adapter", taught) and not told(tiny_model)
+    merge_to_folder(open_model(str(tiny_model), taught), tmp_path / "merged")
+    export(open_model(str(tmp_path / "merged")), "gguf", "Q8_0", tmp_path / "again.gguf")
+    assert told(tmp_path / "merged") and told(tmp_path / "again.gguf")
+    assert subject_of(tmp_path / "merged", []).system == "Be 'brief'."
     assert open_artifact(out).system == "Be 'brief'."
     assert Artifact(out, "gguf", "Q8_0").system is None
     both = [{"training": {"system": text}} for text in "ab"]

@@ -74,11 +74,11 @@ def measured_sensitivity(
         UnsupportedError: transformers does not know the model.
         MissingExtraError: torch or transformers are not installed.
     """
+    inputs = Watched([data])
     lineage = {key: value for key, value in model.lineage.items() if key != "edgeadapt"}
     how = [CHUNKS, CHUNK_TOKENS, IMATRIX_CHUNKS, [kind.name for kind in CANDIDATES]]
     key = sha256_json([__version__, lineage, data_hash(data), how])
     path = cache_dir() / "sensitivity" / f"{key[:32]}.json"
-    inputs = Watched([data])
     imatrix = cached_imatrix(model, data, chunks=IMATRIX_CHUNKS)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,13 @@ CHUNKS = 100
 
 
 def make_imatrix(
-    model: ModelToExport, data: Path, out: Path, *, chunks: int = CHUNKS, name: str | None = None
+    model: ModelToExport,
+    data: Path,
+    out: Path,
+    *,
+    chunks: int = CHUNKS,
+    name: str | None = None,
+    inputs: Watched | None = None,
 ) -> Imatrix:
     """Run the merged model over text, and write an importance matrix to `out`.
 
@@ -37,6 +43,7 @@ def make_imatrix(
         out: a GGUF file that does not exist yet.
         chunks: most chunks of 512 tokens, evenly spaced over the data.
         name: what to call the data in the file; its file name if not given.
+        inputs: the data as they were when they were hashed.
 
     Raises:
         InputError: `out` exists, the data cannot be used or were changed meanwhile as the model may
@@ -46,7 +53,7 @@ def make_imatrix(
 
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out, or remove it first")
-    inputs = Watched([data])
+    inputs = inputs or Watched([data])
     tokens = token_chunks(data, ModelTokenizer.from_folder(model.folder), chunks)
     names = gguf_names(model.source)
     log.info("calibrating on %d chunks of %s", len(tokens), data.name)
@@ -64,12 +71,13 @@ def cached_imatrix(model: ModelToExport, data: Path, *, chunks: int = CHUNKS) ->
     Raises:
         InputError: as `make_imatrix`.
     """
+    inputs = Watched([data])
     lineage = {key: value for key, value in model.lineage.items() if key != "edgeadapt"}
     key = sha256_json([__version__, lineage, data_hash(data), chunks])
     path = cache_dir() / "imatrix" / key[:32] / f"{data.stem}-imatrix.gguf"
     if not path.is_file():
         try:
-            make_imatrix(model, data, path, chunks=chunks)
+            make_imatrix(model, data, path, chunks=chunks, inputs=inputs)
         except InputError:
             if not path.is_file():  # else another process finished the same one first
                 raise

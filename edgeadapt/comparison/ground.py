@@ -93,12 +93,18 @@ def find_ground(recipe: ComparisonRecipe, root: Path) -> Ground:
     tokenizer = ModelTokenizer.from_folder(inputs.base)
     evaluate, folder = recipe.evaluate, root / "questions"
     task = find_task(as_run, inputs)
+    if task is not None and len(asked_examples(task)) < 2:
+        raise InputError(
+            f"one question of {task.data} has no margin of error; at least 2 are needed: raise "
+            "evaluate.task.examples, or give more data"
+        )
     used = (inputs.base, train_data, held_out, general, documents, task and task.data)
-    paths = [path for path in used if path]
+    watched = Watched([path for path in used if path])
+    inputs.watched.check()  # nothing has changed since its hashes were taken
     return Ground(
         recipe,
         root,
-        replace(inputs, watched=Watched(paths)),
+        replace(inputs, watched=watched),
         held_out=_questions(
             held_out, tokenizer, evaluate.max_tokens, evaluate.held_out_examples, folder
         ),
