@@ -35,6 +35,11 @@ class Contender:
     """Of these trials, in the same order."""
     groups: Groups
 
+    @property
+    def seedless(self) -> bool:
+        """Whether it is done once because no seed changes it: the base, or retrieval from all."""
+        return len(self.trials) == 1 and self.trials[0]["training"] is None
+
     def nll(self, what: str) -> Float64Array:
         """-log probability of each answer of `domain` or `general`, shape (seeds, questions)."""
         return np.array([entry[what]["nll"] for entry in self.entries])
@@ -188,8 +193,8 @@ def lead(one: Contender, other: Contender, judged_by: str, *, among: int = 1) ->
     mine, theirs = one.task, other.task
     assert mine is not None and theirs is not None
     return interval(
-        _difference(mine, theirs), np.ones(mine.shape[1]), groups=one.groups.get("task"),
-        among=among,
+        _difference(one, mine, other, theirs), np.ones(mine.shape[1]),
+        groups=one.groups.get("task"), among=among,
     )  # fmt: skip
 
 
@@ -200,16 +205,30 @@ def forgetting(one: Contender, plain: Contender) -> Interval:
 
 def _likelier(one: Contender, other: Contender, what: str, among: int = 1) -> Interval:
     return interval(
-        _difference(other.nll(what), one.nll(what)), one.tokens(what),
+        _difference(other, other.nll(what), one, one.nll(what)), one.tokens(what),
         groups=one.groups.get(what), among=among,
     )  # fmt: skip
 
 
-def _difference(one: Float64Array, other: Float64Array) -> Float64Array:
-    """Seed by seed where both have the same; else the seeds of the one that has fewer averaged."""
-    if len(one) == len(other):
-        return one - other
-    difference: Float64Array = one - other.mean(0) if len(one) > len(other) else one.mean(0) - other
+def _difference(
+    one: Contender, mine: Float64Array, other: Contender, theirs: Float64Array
+) -> Float64Array:
+    """Of values of each question, seed by seed, shape (seeds, questions).
+
+    What no seed changes is taken from each seed of the other. A seed that only one of them has,
+    since it failed for the other, is left out; if they share none, their means are compared.
+    """
+    difference: Float64Array
+    if one.seedless or other.seedless:
+        difference = mine - theirs
+        return difference
+    places = [{trial["seed"]: row for row, trial in enumerate(c.trials)} for c in (one, other)]
+    shared = sorted(places[0].keys() & places[1].keys())
+    if not shared:
+        difference = mine.mean(0, keepdims=True) - theirs.mean(0, keepdims=True)
+        return difference
+    rows = [[place[seed] for seed in shared] for place in places]
+    difference = mine[rows[0]] - theirs[rows[1]]
     return difference
 
 

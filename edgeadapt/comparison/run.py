@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeadapt import __version__
 from edgeadapt.bench.machine import this_machine
-from edgeadapt.comparison.figures import common_base, contenders, record
+from edgeadapt.comparison.figures import Groups, common_base, contenders, record
 from edgeadapt.comparison.ground import Ground, find_ground
 from edgeadapt.comparison.recipe import ComparisonRecipe, Trial
 from edgeadapt.comparison.statistics import LEVEL
@@ -75,6 +75,11 @@ def compare_methods(
     return document
 
 
+def group_count(groups: Groups, what: str) -> int | None:
+    """How many groups questions are of; None where each is its own."""
+    return max(groups[what]) + 1 if what in groups else None
+
+
 def _document(
     ground: Ground, results: list[dict[str, Any]], profiles: Sequence[DeviceProfile]
 ) -> dict[str, Any]:
@@ -98,10 +103,15 @@ def _document(
             what: {
                 "examples": len(plain.tokens(what)),
                 "answer_tokens": int(plain.tokens(what).sum()),
-                "groups": max(groups[what]) + 1 if what in groups else None,
+                "groups": group_count(groups, what),
             }
             for what in ("domain", "general")
-        },
+        }
+        | (
+            {"task": {"examples": plain.task.shape[1], "groups": group_count(groups, "task")}}
+            if plain.task is not None
+            else {}
+        ),
         "level": LEVEL,
         "contenders": [record(one, found, parameters, recipe.judged_by) for one in found],
         "failed": [

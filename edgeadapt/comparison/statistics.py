@@ -1,13 +1,13 @@
 """Differences between contenders, question by question, with bootstrap intervals.
 
 Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13: whole questions
-are drawn with replacement (whole groups of them, where questions have something in common), and
-whole seeds where there are several; the interval is that of percentiles.
+are drawn with replacement (whole groups of them, where questions have something in common); the
+interval is that of percentiles. Draws from a few vary less than these do, so the percentiles are
+those of the expanded interval (Hesterberg, What Teachers Should Know About the Bootstrap, The
+American Statistician 69, 2015).
 
-Draws from a few questions or seeds vary less than these do. The percentiles are therefore those of
-the expanded interval (Hesterberg, What Teachers Should Know About the Bootstrap, The American
-Statistician 69, 2015), and what differs between seeds is enlarged by as much before: by
-sqrt(n / (n - 1)) and by what Student's t has above the normal distribution.
+Seeds are too few to be drawn from: of two there are three different draws. What differs between
+them is added as Student's t has it for the mean of so many normally distributed values.
 """
 
 from __future__ import annotations
@@ -76,14 +76,12 @@ def interval(
     seeds, questions = values.shape
     estimate = float(values.mean(axis=0).sum() / weights.sum())
     tail = (1 - LEVEL) / 2 / among
-    chosen = _draws(questions, 0)
+    chosen = _draws(questions)
+    middle = values.mean(axis=0)
     if seeds > 1:
-        middle = values.mean(axis=0)
-        values = middle + (values - middle) * (_reach(seeds, tail) / -NormalDist().inv_cdf(tail))
-        rows = _draws(seeds, 1)[: len(chosen)]
-        sums = ((rows @ values) * chosen).sum(axis=1) / seeds
+        sums = ((middle + _student(seeds, len(chosen)) @ (values - middle)) * chosen).sum(axis=1)
     else:
-        sums = chosen @ values[0]
+        sums = chosen @ middle
     drawn = sums / (chosen @ weights)
     tail = NormalDist().cdf(-_reach(questions, tail))
     tail = max(0.0, tail - 2 * math.sqrt(tail * (1 - tail) / len(drawn)))
@@ -92,11 +90,25 @@ def interval(
 
 
 @functools.lru_cache(maxsize=8)
-def _draws(count: int, seed: int) -> Float64Array:
-    """How often each of some questions or seeds is in each draw, shape (draws, count)."""
+def _draws(count: int) -> Float64Array:
+    """How often each of some questions is in each draw, shape (draws, count)."""
     draws = min(_DRAWS, max(_LEAST_DRAWS, _MOST_NUMBERS // count))
-    found = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+    found = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), draws)
     return found.astype(np.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _student(seeds: int, draws: int) -> Float64Array:
+    """Weights of what seeds differ by from their mean, shape (draws, seeds).
+
+    Weighted so, normally distributed values give their mean's error, in units of its estimate as
+    Student's t is distributed.
+    """
+    random = np.random.default_rng(1)
+    normal = random.standard_normal((draws, seeds)) / math.sqrt(seeds * (seeds - 1))
+    scale = np.sqrt((seeds - 1) / random.chisquare(seeds - 1, (draws, 1)))
+    weights: Float64Array = normal * scale
+    return weights
 
 
 @functools.cache

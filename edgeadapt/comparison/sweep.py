@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,22 @@ from edgeadapt.worker import run_job
 _SHARE, _MOST = 0.1, 64
 
 
-Search = Callable[[Trial, dict[str, Any]], list[dict[str, Any]]]
-"""Tries the combinations in a payload of `run_sweep`; returns what it does as `tried`."""
+@dataclass(frozen=True)
+class Tried:
+    """What came of the combinations in a payload of `run_sweep`."""
+
+    tried: list[dict[str, Any]]
+    seconds: float | None = None
+    """What it took, parts before a kill included; None if only the stage knows."""
 
 
-def one_by_one(trial: Trial, payload: dict[str, Any]) -> list[dict[str, Any]]:
+Search = Callable[[Trial, dict[str, Any]], Tried]
+
+
+def one_by_one(trial: Trial, payload: dict[str, Any]) -> Tried:
     """Combinations one after another, in a child process."""
     with progress(f"sweep of {trial}", 0, "steps") as advance:
-        tried: list[dict[str, Any]] = run_job("sweep", payload, on_progress=advance)["tried"]
-    return tried
+        return Tried(**run_job("sweep", payload, on_progress=advance))
 
 
 def swept(
@@ -67,13 +75,16 @@ def swept(
             "folder": str(folder),
             "combinations": combinations,
         }
-        tried = search(trial, payload)
-        found = {"tried": tried, "chosen": best(tried)["values"], "validation_examples": examples}
-        write_json(folder / "sweep.json", found)
+        found = search(trial, payload)
+        write_json(folder / "sweep.json", {
+            "tried": found.tried, "chosen": best(found.tried)["values"],
+            "validation_examples": examples, "seconds": found.seconds,
+        })  # fmt: skip
 
     stage = space.stage(f"sweep-{trial.slug}", key, work, tools=TRAINING_TOOLS, reads_first=True)
     record: dict[str, Any] = stage.read("sweep.json")
-    return record["chosen"], record | {"seconds": stage.seconds}
+    seconds = record.get("seconds")
+    return record["chosen"], record | {"seconds": stage.seconds if seconds is None else seconds}
 
 
 def _put_aside(data: Path, seed: int, folder: Path) -> int:

@@ -160,7 +160,9 @@ def _choose(
         "best": best.contender.name,
         "undecided": [one.contender.name for one in tied if one is not taken],
         "left_out": left_out,
-        "reason": _reason(taken, best, tied, leads, gain, recipe),
+        "reason": _reason(
+            taken, best, tied, leads, gain, recipe, all_there=len(fitting) == len(placed)
+        ),
     }
 
 
@@ -190,12 +192,15 @@ def _reason(
     leads: dict[int, Interval],
     gain: Interval,
     recipe: ComparisonRecipe,
+    *,
+    all_there: bool,
 ) -> str:
     unit = "nats a token" if recipe.judged_by == "likelihood" else "points of the metric"
     if taken.contender.method == "none":
+        which = "no method" if all_there else "no method that fits and may be chosen"
         return (
-            "no method is better than the plain base beyond the margin of error on these "
-            "questions: ship the base"
+            f"{which} is better than the plain base beyond the margin of error on these questions: "
+            "ship the base"
         )
     base = "the plain base"
     if len(recipe.quantizations) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -91,9 +92,18 @@ def parse_example(record: object, where: str) -> Example:
     """
     if not isinstance(record, Mapping):
         raise InputError(f"{where}: found {_kind(record)}, expected an object; {_EXPECTED}")
-    group = record.get("group")
-    named = isinstance(group, (str, int)) and group != ""
-    return replace(_any_form(record, where), group=str(group) if named else None)
+    return replace(_any_form(record, where), group=_group(record.get("group"), where))
+
+
+def _group(value: object, where: str) -> str | None:
+    """A name, or a number as text: 2.0 is 2, as tables with gaps store whole numbers."""
+    if isinstance(value, str):
+        return _text(value, "group", where) or None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value) if isinstance(value, int) else None
 
 
 def _any_form(record: Mapping[str, object], where: str) -> Example:

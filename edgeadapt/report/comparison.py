@@ -64,17 +64,18 @@ def recommendations(document: Document) -> list[str]:
         f"{one['label']} (seed {one['seed']}) failed: {one['failed']}."
         for one in document["failed"]
     ]
-    asked = document["questions"]["domain"]
+    by_task = document["recipe"]["judged_by"] == "task"
+    asked = document["questions"]["task" if by_task else "domain"]
     groups = asked["groups"]
     if (groups or asked["examples"]) < _FEW:
-        what = f"{groups} groups of" if groups else f"{asked['examples']}"
+        which = "questions of the task" if by_task else "held-out questions"
+        setting = "evaluate.task.examples" if by_task else "evaluate.held_out_examples"
         lines.append(
-            f"{what} held-out questions are too few for intervals to be trusted; "
-            + (
-                f"hold out questions of {_FEW} groups and more."
-                if groups
-                else f"give evaluate.held_out_examples of {_FEW} and more."
-            )
+            f"{groups} groups of {which} are too few for intervals to be trusted; hold out "
+            f"questions of {_FEW} groups and more."
+            if groups
+            else f"{asked['examples']} {which} are too few for intervals to be trusted; give "
+            f"{setting} of {_FEW} and more."
         )
     return lines
 
@@ -125,8 +126,12 @@ def _gains(document: Document) -> Table:
 def _independent(asked: Mapping[str, Any]) -> str:
     told = [
         f"{questions['groups']} groups ({what})"
-        for what, questions in (("held-out", asked["domain"]), ("general", asked["general"]))
-        if questions["groups"]
+        for what, questions in (
+            ("held-out", asked["domain"]),
+            ("general", asked["general"]),
+            ("task", asked.get("task") or {}),
+        )
+        if questions.get("groups")
     ]
     if not told:
         return "Questions count as independent of each other."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +74,28 @@ def run_sweep(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
 
     Returns:
         `tried`: of each combination its `values`, `losses` ([step, nats a token]) and `ended`:
-        done, stopped or diverged.
+        done, stopped or diverged; and `seconds` of all, those before a kill included.
     """
     from edgeadapt.training.train import train
 
     folder = Path(payload["folder"])
     record = folder / _RECORD
-    tried: list[dict[str, Any]] = read_json(record) if record.exists() else []
+    known: dict[str, Any] = {"tried": [], "seconds": 0.0}
+    if record.exists():
+        known = read_json(record)
+    tried: list[dict[str, Any]] = known["tried"]
+    began, noted = time.monotonic() - known["seconds"], 0.0
+
+    def note() -> None:
+        nonlocal noted
+        noted = time.monotonic()
+        write_json(record, {"tried": tried, "seconds": noted - began})
+
+    def step() -> None:
+        advance(1.0)
+        if time.monotonic() - noted >= 1:
+            note()
+
     for number, wanted in enumerate(payload["combinations"]):
         if number == len(tried):
             tried.append({"values": wanted["values"], "losses": [], "ended": None})
@@ -96,7 +112,7 @@ def run_sweep(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
                 one["ended"] = "diverged"
             elif step < last and not goes_on(loss, [value for _, value in known]):
                 one["ended"] = "stopped"
-            write_json(record, tried)
+            note()
             log.info("%s: loss %.4f after step %d", one["values"], loss, step)
             return one["ended"] is None
 
@@ -107,12 +123,12 @@ def run_sweep(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
                 Path(payload["base"]), Path(payload["data"]), None,
                 TrainSettings(**wanted["settings"]), out, base_spec=payload["base_spec"],
                 work=work, watch=Watch(Path(payload["validation"]), report),
-                on_step=lambda: advance(1.0),
+                on_step=step,
             )  # fmt: skip
         except DivergedError:
             one["ended"] = "diverged"
         one["ended"] = one["ended"] or "done"
-        write_json(record, tried)
+        note()
         for place in (out, work):
             shutil.rmtree(place, ignore_errors=True)
-    return {"tried": tried}
+    return {"tried": tried, "seconds": time.monotonic() - began}

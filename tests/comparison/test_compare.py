@@ -150,6 +150,16 @@ def test_killed_in_the_middle_it_ends_with_the_same_figures(
         assert without_times(one) == without_times(other)
 
 
+def test_one_question_of_a_task_is_refused_before_any_work(workplace: Path) -> None:
+    recipe = yaml.safe_load((workplace / "recipe.yaml").read_text())
+    recipe["evaluate"]["task"]["examples"] = 1
+    path = workplace / "one.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"name": "one"}))
+    found = CliRunner().invoke(cli, ["compare", str(path), "--runs", str(workplace / "one")])
+    assert found.exit_code == 2 and "has no margin of error" in found.stderr
+    assert not list((workplace / "one/one").glob("export-*"))
+
+
 def test_a_method_that_fails_is_told_and_equal_ones_are_two(workplace: Path) -> None:
     recipe = yaml.safe_load((workplace / "recipe.yaml").read_text())
     recipe["methods"] = [

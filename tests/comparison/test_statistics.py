@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from edgeadapt.comparison.statistics import LEVEL, interval
 
@@ -43,6 +46,16 @@ def test_few_seeds_hold_the_truth_as_often_too(seeds: int) -> None:
         found = interval(values, np.ones(64))
         held += found.low <= 0.3 <= found.high
     assert held / 200 >= LEVEL - 0.06
+
+
+@pytest.mark.parametrize(("seeds", "among"), [(2, 1), (2, 10), (3, 1), (3, 10)])
+def test_what_seeds_alone_change_is_students_t(seeds: int, among: int) -> None:
+    """Of values that are the same for all questions, the interval is known."""
+    scores = np.random.default_rng(4).normal(size=seeds)
+    found = interval(np.repeat(scores[:, None], 64, axis=1), np.ones(64), among=among)
+    wide = stats.t.isf(0.025 / among, seeds - 1) * scores.std(ddof=1) / math.sqrt(seeds)
+    for end in (found.value - found.low, found.high - found.value):
+        assert 0.95 * wide < end < 3 * wide
 
 
 def test_questions_of_a_group_hold_the_truth_as_often_too() -> None:

@@ -47,6 +47,26 @@ def test_seeds_are_one_contender() -> None:
     assert found[1].nll("domain").shape[0] == 3
 
 
+def test_a_seed_that_failed_for_one_is_left_out_for_the_other() -> None:
+    def seeds(label: str, *which: int) -> Any:
+        trials = [trial(label, gain=1, noise=0.5 + seed, seed=seed) for seed in which]
+        return contenders([plain(), *trials])[1]
+
+    alone = lead(seeds("lora", 0), seeds("dora", 0), "likelihood")
+    assert lead(seeds("lora", 0, 1), seeds("dora", 0, 2), "likelihood") == alone
+    pair = lead(seeds("lora", 1, 2), seeds("dora", 1, 2), "likelihood")
+    assert lead(seeds("lora", 0, 1, 2), seeds("dora", 2, 1), "likelihood") == pair
+    apart = lead(seeds("lora", 0), seeds("dora", 1, 2), "likelihood")
+    assert apart.low < apart.value < apart.high
+
+
+def test_the_base_is_beside_every_seed() -> None:
+    three = contenders([plain(seed=7), *(trial("lora", gain=1, seed=seed) for seed in range(3))])
+    one = contenders([plain(seed=7), trial("lora", gain=1, seed=0)])
+    gain, alone = (lead(found[1], found[0], "likelihood") for found in (three, one))
+    assert gain.high - gain.low > alone.high - alone.low
+
+
 def test_two_ways_to_ship_are_two_contenders() -> None:
     both = trial("lora", gain=1)
     both["entries"] += trial("lora", gain=1, ship="separate", beside=9 * MIB)["entries"]
@@ -103,6 +123,11 @@ def test_what_forgets_too_much_is_left_out() -> None:
         max_forgetting=0.3,
     )["choice"]  # fmt: skip
     assert choice["name"] == "lora" and choice["left_out"] == ["full"]
+    choice = judged(
+        trial("full", method="full", gain=1.5, lost=1.0), trial("lora", gain=-1.0),
+        max_forgetting=0.3,
+    )["choice"]  # fmt: skip
+    assert choice["name"] == "none" and "that fits and may be chosen" in choice["reason"]
 
 
 def test_a_task_can_decide() -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeadapt.data.examples import Example, as_record, parse_example
 from edgeadapt.data.load import load_examples
 from edgeadapt.data.source import GENERAL, held_out_part, resolve_data
+from edgeadapt.errors import InputError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
@@ -47,9 +50,11 @@ def test_a_row_is_read_as_the_example_that_it_was_written_from(
 def test_a_group_is_a_text_or_a_number() -> None:
     found = [
         parse_example({"text": "a", "group": group}, "here").group
-        for group in ("os", 7, "", None, 0.5, ["os"])
+        for group in ("os", 7, 7.0, 0.5, "", None, math.nan, ["os"])
     ]
-    assert found == ["os", "7", None, None, None, None]
+    assert found == ["os", "7", "7", "0.5", None, None, None, None]
+    with pytest.raises(InputError, match="'group' holds half a surrogate pair"):
+        parse_example({"text": "a", "group": "\ud800"}, "here")
 
 
 def test_general_questions_come_along_and_every_one_has_an_answer() -> None:

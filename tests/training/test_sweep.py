@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeadapt.errors import DivergedError, RuntimeFailure
+from edgeadapt.files import read_json
 from edgeadapt.training.settings import TrainSettings
 from edgeadapt.training.sweep import best, goes_on, run_sweep, rungs
 
@@ -66,7 +68,12 @@ def test_the_worse_are_stopped_and_a_killed_sweep_ends_the_same(
 
     with pytest.raises(KeyboardInterrupt):
         sweep(base, data, tmp_path / "again", interrupt)
+    before = read_json(tmp_path / "again/tried.json")["seconds"]
+    time.sleep(0.5)  # nobody worked at it
+    began = time.monotonic()
     again = sweep(base, data, tmp_path / "again", done.append)
+    took = read_json(tmp_path / "again/tried.json")["seconds"] - before
+    assert before > 0 and 0 < took <= time.monotonic() - began
     assert len(done) < len(steps) + 3  # it went on, and did not begin anew
     for one, other in zip(again, tried, strict=True):
         assert one["ended"] == other["ended"]
