@@ -36,12 +36,17 @@ class Artifact:
 
     @property
     def system(self) -> str | None:
-        """The one system prompt that what is in it was trained under, if it tells of one."""
+        """The one system prompt that what is in it was trained under, if it tells of one.
+
+        A model that was trained whole tells of it in what training left in its folder.
+        """
         trained = [self.lineage, self.lineage.get("adapter"), *(self.lineage.get("adapters") or [])]
         told = [((part or {}).get("training") or {}).get("system") for part in trained]
         found = {system for system in told if system}
         if not found and isinstance(before := self.lineage.get("made_from"), dict):
             return replace(self, lineage=before).system
+        if not found and self.path.is_dir():
+            return trained_system(self.path)
         return found.pop() if len(found) == 1 else None
 
     @property
@@ -84,15 +89,6 @@ class Artifact:
         record["files"] = files
         del record["path"]
         write_json(folder / MANIFEST, record)
-
-
-def model_system(path: Path) -> str | None:
-    """The system prompt that a model was trained under: an artifact's, or of what training left.
-
-    Raises:
-        InputError: as `open_artifact`.
-    """
-    return open_artifact(path).system or (trained_system(path) if path.is_dir() else None)
 
 
 def open_artifact(path: Path) -> Artifact:

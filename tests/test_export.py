@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +14,11 @@ from peft import LoraConfig
 
 from edgeadapt import export_separate
 from edgeadapt import merge as merge_module
-from edgeadapt.artifact import Artifact, model_system, open_artifact
+from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import base_hash
 from edgeadapt.cli import cli
 from edgeadapt.cli.chat_ import _trained_under
+from edgeadapt.converters.adapter_files import get_adapter_writer
 from edgeadapt.errors import AdapterError, CorruptFileError, InputError
 from edgeadapt.export import export, open_model
 from edgeadapt.export_separate import export_adapter
@@ -28,6 +27,7 @@ from edgeadapt.pipeline.evaluation import subject_of
 from edgeadapt.safetensors_io import SafetensorsSource
 from edgeadapt.weights import read_tensor
 from tests.adapters.test_merged import ALL, assert_same_logits, live_model, save_adapter
+from tests.meanwhile import touching
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_a_model_that_was_trained_whole_is_asked_as_it_was_trained(
     folder = shutil.copytree(tiny_model, tmp_path / "full")
     record = {"kind": "training", "schema_version": 1, "settings": {"system": "Be brief."}}
     (folder / "edgeadapt.json").write_text(json.dumps(record))
-    assert model_system(folder) == subject_of(folder, []).system == "Be brief."
-    assert model_system(tiny_model) is None
+    assert open_artifact(folder).system == subject_of(folder, []).system == "Be brief."
+    assert open_artifact(tiny_model).system is None
 
 
 def test_of_adapters_beside_a_graph_the_active_one_tells_the_system_prompt(tmp_path: Path) -> None:
@@ -147,18 +147,12 @@ def test_nothing_is_made_of_inputs_that_are_changed_meanwhile(
 ) -> None:  # fmt: skip
     shutil.copytree(tiny_model, tmp_path / "base")
     shutil.copytree(adapter, tmp_path / "mine")
-    read = SafetensorsSource.rows
-
-    def changing(source: SafetensorsSource, *arguments: Any) -> Any:
-        (tmp_path / "base/notes.txt").write_text("others may come and go")
-        os.utime(tmp_path / changed, (1, 1))
-        return read(source, *arguments)
-
     model = open_model(str(tmp_path / "base"), tmp_path / "mine")
-    monkeypatch.setattr(SafetensorsSource, "rows", changing)
-    monkeypatch.setattr(export_separate, "partial", lambda write, request: lambda place: (
-        os.utime(tmp_path / changed, (1, 1)), write(request, place)
-    )[1])  # fmt: skip
+    (tmp_path / "base/notes.txt").write_text("others may come and go")
+    rows = touching(tmp_path / changed, SafetensorsSource.rows)
+    monkeypatch.setattr(SafetensorsSource, "rows", rows)
+    writer = touching(tmp_path / changed, get_adapter_writer("gguf"))
+    monkeypatch.setattr(export_separate, "get_adapter_writer", lambda _: writer)
     with pytest.raises(InputError, match=f"{Path(changed).name} was changed while it was used"):
         if kind == "lora":
             export_adapter(

@@ -13,9 +13,6 @@ from edgeadapt.bundle.manifest import Variant
 
 FOLDER = "loading"
 _TEMPLATE = ".txt"
-_SYSTEM_MARKS = (
-    "@SHELL_SYSTEM@", "@KOTLIN_SYSTEM@", "@KOTLIN_NOTE@", "@SWIFT_NOTE@", "@SWIFT_METHOD_NOTE@",
-)  # fmt: skip
 _MOST_CONTEXT = 2048
 """Tokens of KV cache in the examples; less where the model was made for less."""
 
@@ -50,19 +47,17 @@ def loading_files(variant: Variant, prompt: str, stops: Sequence[str]) -> Iterat
 
 def _system_values(system: str | None) -> dict[str, str]:
     """What examples that are no Python say of a system message; empty without one."""
-    if system is None:
-        return dict.fromkeys(_SYSTEM_MARKS, "")
-    quoted = json.dumps(system, ensure_ascii=False)
+    quoted = json.dumps(system or "", ensure_ascii=False)
     note = f"Let it begin with the system message of the training: {quoted}"
     kotlin = quoted.replace("$", "\\$")
-    texts = (
-        f" \\\n    --system-prompt {shlex.quote(system)}",
-        f"\n    engine.setSystemPrompt({kotlin})",
-        f"\n// {note}",
-        f"\n/// {note}",
-        f"\n    /// {note}",
-    )
-    return dict(zip(_SYSTEM_MARKS, texts, strict=True))
+    texts = {
+        "@SHELL_SYSTEM@": f" \\\n    --system-prompt {shlex.quote(system or '')}",
+        "@KOTLIN_SYSTEM@": f"\n    engine.setSystemPrompt({kotlin})",
+        "@KOTLIN_NOTE@": f"\n// {note}",
+        "@SWIFT_NOTE@": f"\n/// {note}",
+        "@SWIFT_METHOD_NOTE@": f"\n    /// {note}",
+    }
+    return dict.fromkeys(texts, "") if system is None else texts
 
 
 def _python_messages(system: str | None, prompt: str) -> str:

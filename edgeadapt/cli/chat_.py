@@ -131,7 +131,7 @@ def command(
 def _trained_under(artifact: Path, adapter: Path | None) -> str | None:
     """The system message that what answers was trained under, if it tells of one."""
     from edgeadapt.adapters.spec import trained_system
-    from edgeadapt.artifact import model_system, open_artifact
+    from edgeadapt.artifact import open_artifact
     from edgeadapt.prefix import is_prefix, prefix_system
 
     if adapter is not None and adapter.is_dir():
@@ -141,11 +141,11 @@ def _trained_under(artifact: Path, adapter: Path | None) -> str | None:
     if adapter is not None and adapter.suffix == ".gguf":
         return open_artifact(adapter).system
     found = open_artifact(artifact)
-    if found.lineage.get("mode") != "separate":
-        return model_system(artifact)
-    beside = found.lineage.get("adapters") or []  # of which one at most is active
-    active = [one for one in beside if adapter is not None and one.get("name") == adapter.stem]
-    return replace(found, lineage={"adapters": active}).system
+    if found.lineage.get("mode") == "separate":  # one at most of its adapters is active
+        beside = found.lineage.get("adapters") or []
+        active = [one for one in beside if adapter is not None and one.get("name") == adapter.stem]
+        found = replace(found, lineage={"adapters": active})
+    return found.system
 
 
 def _questions(prompt: str | None) -> Iterator[str]:

@@ -218,17 +218,16 @@ def _difference(
     What no seed changes is taken from each seed of the other. A seed that only one of them has,
     since it failed for the other, is left out; if they share none, their means are compared.
     """
-    difference: Float64Array
-    if one.seedless or other.seedless:
-        difference = mine - theirs
-        return difference
-    places = [{trial["seed"]: row for row, trial in enumerate(c.trials)} for c in (one, other)]
-    shared = sorted(places[0].keys() & places[1].keys())
-    if not shared:
-        difference = mine.mean(0, keepdims=True) - theirs.mean(0, keepdims=True)
-        return difference
-    rows = [[place[seed] for seed in shared] for place in places]
-    difference = mine[rows[0]] - theirs[rows[1]]
+    if not (one.seedless or other.seedless):
+        places = [{trial["seed"]: row for row, trial in enumerate(c.trials)} for c in (one, other)]
+        if shared := sorted(places[0].keys() & places[1].keys()):
+            mine, theirs = (
+                values[[place[seed] for seed in shared]]
+                for values, place in zip((mine, theirs), places, strict=True)
+            )
+        else:
+            mine, theirs = mine.mean(0, keepdims=True), theirs.mean(0, keepdims=True)
+    difference: Float64Array = mine - theirs
     return difference
 
 

@@ -75,7 +75,7 @@ def compare_methods(
     return document
 
 
-def group_count(groups: Groups, what: str) -> int | None:
+def _group_count(groups: Groups, what: str) -> int | None:
     """How many groups questions are of; None where each is its own."""
     return max(groups[what]) + 1 if what in groups else None
 
@@ -103,12 +103,12 @@ def _document(
             what: {
                 "examples": len(plain.tokens(what)),
                 "answer_tokens": int(plain.tokens(what).sum()),
-                "groups": group_count(groups, what),
+                "groups": _group_count(groups, what),
             }
             for what in ("domain", "general")
         }
         | (
-            {"task": {"examples": plain.task.shape[1], "groups": group_count(groups, "task")}}
+            {"task": {"examples": plain.task.shape[1], "groups": _group_count(groups, "task")}}
             if plain.task is not None
             else {}
         ),

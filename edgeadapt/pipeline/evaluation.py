@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edgeadapt.adapters import AdapterChoice
 from edgeadapt.adapters.spec import trained_system
-from edgeadapt.artifact import Artifact, model_system, open_artifact
+from edgeadapt.artifact import Artifact, open_artifact
 from edgeadapt.base_model import resolve_base
 from edgeadapt.console import log
 from edgeadapt.data.source import held_out_part, resolve_data
@@ -130,7 +130,7 @@ def subject_of(base: Path, adapters: Sequence[AdapterChoice]) -> Subject:
     Raises:
         CorruptFileError: the record beside an adapter is damaged.
     """
-    systems = {trained_system(choice.path) for choice in adapters} or {model_system(base)}
+    systems = {trained_system(choice.path) for choice in adapters} or {open_artifact(base).system}
     if len(systems) > 1:
         log.warning(
             "the adapters were trained with different system prompts; conversations that have "

@@ -14,7 +14,7 @@ from edgeadapt.adapters.spec import (
     trained_system,
 )
 from edgeadapt.adapters.vocabulary import folder_with_texts
-from edgeadapt.artifact import model_system
+from edgeadapt.artifact import open_artifact
 from edgeadapt.base_model import base_hash, file_sha256, resolve_base
 from edgeadapt.data.encode import Encoded
 from edgeadapt.data.examples import Example
@@ -107,7 +107,7 @@ def find_inputs(recipe: Recipe) -> Inputs:
     if recipe.train is not None:
         system = recipe.train.system
     else:
-        system = trained_system(adapter) if adapter is not None else model_system(base)
+        system = trained_system(adapter) if adapter is not None else open_artifact(base).system
     return Inputs(base, base_hash(base), train_data, held_out, adapter, system, watched)
 
 

@@ -80,11 +80,11 @@ def run_sweep(payload: dict[str, Any], advance: Progress) -> dict[str, Any]:
 
     folder = Path(payload["folder"])
     record = folder / _RECORD
-    known: dict[str, Any] = {"tried": [], "seconds": 0.0}
+    before: dict[str, Any] = {"tried": [], "seconds": 0.0}
     if record.exists():
-        known = read_json(record)
-    tried: list[dict[str, Any]] = known["tried"]
-    began, noted = time.monotonic() - known["seconds"], 0.0
+        before = read_json(record)
+    tried: list[dict[str, Any]] = before["tried"]
+    began, noted = time.monotonic() - before["seconds"], 0.0
 
     def note() -> None:
         nonlocal noted

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from edgeadapt.errors import CorruptFileError, InputError
 from edgeadapt.export import open_model
 from edgeadapt.tokenizer import ModelTokenizer
 from tests.adapters.test_merged import live_model, save_adapter
+from tests.meanwhile import touching
 from tests.tiny import save_model
 
 TEXT = "The quick brown fox jumps over the lazy dog 42 times. " * 12
@@ -152,10 +151,7 @@ def test_none_is_kept_of_what_was_changed_meanwhile(
     shutil.copytree(tiny_model, tmp_path / "base")
     shutil.copyfile(data, tmp_path / "words.txt")
 
-    def changing(*arguments: Any) -> Any:
-        os.utime(tmp_path / changed, (1, 1))
-        return collect(*arguments)
-
+    changing = touching(tmp_path / changed, collect)
     monkeypatch.setattr("edgeadapt.calibration.activations.collect", changing)
     model = open_model(str(tmp_path / "base"))
     with pytest.raises(InputError, match="was changed while it was used"):
